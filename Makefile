@@ -1,0 +1,30 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check fix clean
+
+demo: .venv/ready  ## generate an adapter for an unseen task and show that it works
+	$(BIN)/dnd-fast demo
+
+test: .venv/ready  ## run all tests that need no GPU
+	$(BIN)/python -m pytest
+
+check: .venv/ready  ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy dnd_fast kernels train bench
+
+fix: .venv/ready  ## mend what a tool can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv adapter
+
+# torch first and by its exact version: on a machine without a GPU this avoids the CUDA libraries
+# where a CPU build is to be had.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[encoder,dev]'
+	touch $@

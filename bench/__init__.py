@@ -1,0 +1,1 @@
+"""Benchmarks; committed results are in results/."""

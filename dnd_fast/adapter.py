@@ -1,0 +1,276 @@
+"""A LoRA adapter in memory: PEFT files in and out, applied to a model, merged, compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dnd_fast.errors import InvalidInput
+from dnd_fast.files import atomic_folder, read_json, read_safetensors, write_json
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How one module's update scaling * B A compares with another adapter's.
+
+    Attributes:
+        cosine: of the two updates as vectors; NaN if one of them is zero.
+        relative_error: norm of their difference over the other's norm; infinite if that is zero.
+    """
+
+    cosine: float
+    relative_error: float
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA tensors and their configuration, as PEFT has them on disk.
+
+    Attributes:
+        tensors: ``base_model.model.….lora_A.weight`` ``[r, in]`` and ``….lora_B.weight``
+            ``[out, r]``.
+        config: the content of ``adapter_config.json``.
+    """
+
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.config.get("peft_type") != "LORA":
+            raise InvalidInput(
+                f"this is an adapter of type {self.config.get('peft_type')!r}; only LORA is "
+                "supported."
+            )
+        if not self.modules:
+            raise InvalidInput("the adapter has no LoRA tensors.")
+        for key, tensor in self.tensors.items():
+            if not tensor.isfinite().all():
+                raise InvalidInput(f"{key} holds NaN or infinity; the adapter is damaged.")
+
+    @property
+    def modules(self) -> list[str]:
+        """Names of the adapted modules in the base model."""
+        suffix = ".lora_A.weight"
+        return [
+            key.removeprefix("base_model.model.").removesuffix(suffix)
+            for key in self.tensors
+            if key.endswith(suffix)
+        ]
+
+    @property
+    def scaling(self) -> float:
+        """Factor of B A: alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA."""
+        rank = self.config["r"]
+        return self.config["lora_alpha"] / (rank**0.5 if self.config.get("use_rslora") else rank)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Adapter:
+        """Read a PEFT folder.
+
+        Raises:
+            FileNotFoundError: the folder or one of its two files is missing.
+            InvalidInput: a file is damaged, or it is no LoRA adapter.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise FileNotFoundError(f"there is no adapter folder at {path}.")
+        config = read_json(path / CONFIG_FILE)
+        for entry in ("r", "lora_alpha"):
+            if config.get("peft_type") == "LORA" and not isinstance(config.get(entry), int | float):
+                raise InvalidInput(
+                    f"{path / CONFIG_FILE}: entry {entry!r} is missing or no number."
+                )
+        return cls(read_safetensors(path / WEIGHTS_FILE), config)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a folder that ``PeftModel.from_pretrained`` and other engines load.
+
+        All or nothing: on an error no file at ``path`` has changed.
+
+        Raises:
+            OSError: ``path`` cannot be written, or the disk is full.
+        """
+        from safetensors.torch import save_file
+
+        with atomic_folder(path) as folder:
+            tensors = {key: value.contiguous().cpu() for key, value in self.tensors.items()}
+            save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+            write_json(folder / CONFIG_FILE, self.config)
+        return Path(path)
+
+    def to(self, dtype: torch.dtype) -> Adapter:
+        """The same adapter with tensors of another dtype."""
+        return Adapter({key: value.to(dtype) for key, value in self.tensors.items()}, self.config)
+
+    def apply(self, model: PreTrainedModel | PeftModel) -> PeftModel:
+        """Put the adapter on a model, in inference mode.
+
+        Args:
+            model: the base model, whose layers PEFT wraps in place; or what an earlier ``apply``
+                returned, whose adapter is then replaced without wrapping again.
+
+        Returns:
+            The PEFT model; the same object when ``model`` was one.
+
+        Raises:
+            InvalidInput: the adapter does not fit the model, or ``model`` is a base that an
+                earlier ``apply`` has wrapped.
+        """
+        from peft import PeftModel, get_peft_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if isinstance(model, PeftModel):
+            self._check_fits(model.get_base_model())
+            self._swap_into(model)
+            return model
+        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise InvalidInput(
+                "this base model already carries an adapter; call apply() with the PEFT model that "
+                "the first apply() returned, and its adapter is replaced."
+            )
+        self._check_fits(model)
+        wrapped = get_peft_model(model, self._peft_config())
+        self._set_tensors(wrapped)
+        return wrapped.eval()
+
+    def merge_into(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Add scaling * B A to the base model's weights, in place; returns the same model.
+
+        Raises:
+            InvalidInput: as :meth:`apply`.
+        """
+        return self.apply(model).merge_and_unload()
+
+    def compare(self, other: Adapter) -> dict[str, Agreement]:
+        """Compare the updates scaling * B A module by module, in float64.
+
+        The updates are compared, not A and B, which many pairs of matrices share.
+
+        Raises:
+            InvalidInput: the adapters adapt different modules or sizes.
+        """
+        if set(self.modules) != set(other.modules):
+            different = sorted(set(self.modules) ^ set(other.modules))
+            raise InvalidInput(
+                f"the adapters adapt different modules: {len(different)} are in one only, "
+                f"{different[0]} for one."
+            )
+        return {
+            name: _agreement(*self._factors(name), *other._factors(name)) for name in self.modules
+        }
+
+    def _factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """scaling * B ``[out, r]`` and A ``[r, in]`` in float64."""
+        prefix = f"base_model.model.{module}"
+        b, a = self.tensors[f"{prefix}.lora_B.weight"], self.tensors[f"{prefix}.lora_A.weight"]
+        return self.scaling * b.double().cpu(), a.double().cpu()
+
+    def _peft_config(self) -> Any:
+        from peft import PeftConfig
+
+        return PeftConfig.from_peft_type(**{**self.config, "inference_mode": True})
+
+    def _check_fits(self, model: nn.Module) -> None:
+        linears = {}
+        for name, module in model.named_modules():
+            weight = getattr(module, "weight", None)
+            if weight is not None and weight.ndim == 2:
+                linears[name.removesuffix(".base_layer")] = weight.shape
+        for module in self.modules:
+            if module not in linears:
+                raise InvalidInput(
+                    f"the adapter does not fit this {type(model).__name__}: it adapts {module}, "
+                    f"which the model does not have. It was made for "
+                    f"{self.config.get('base_model_name_or_path') or 'another base model'}."
+                )
+            prefix = f"base_model.model.{module}"
+            size_in = self.tensors[f"{prefix}.lora_A.weight"].shape[1]
+            size_out = self.tensors[f"{prefix}.lora_B.weight"].shape[0]
+            if tuple(linears[module]) != (size_out, size_in):
+                raise InvalidInput(
+                    f"the adapter does not fit this {type(model).__name__}: for {module} it needs "
+                    f"a weight of shape {[size_out, size_in]}, found {list(linears[module])}."
+                )
+
+    def _swap_into(self, model: PeftModel) -> None:
+        from peft.utils.hotswap import check_hotswap_configs_compatible
+
+        name = model.active_adapter
+        old: Any = model.peft_config[name]
+        new = self._peft_config()
+        try:
+            check_hotswap_configs_compatible(old, new)
+            same = old.r == new.r and old.target_modules == new.target_modules
+        except ValueError:
+            same = False
+        if not same:
+            model.delete_adapter(name)
+            model.add_adapter(name, new)
+            model.set_adapter(name)
+        model.peft_config[name] = new
+        self._set_tensors(model)
+
+    def _set_tensors(self, model: PeftModel) -> None:
+        from peft import set_peft_model_state_dict
+
+        result: Any = set_peft_model_state_dict(model, self.tensors, model.active_adapter)
+        missing = [key for key in result.missing_keys if ".lora_" in key]
+        if result.unexpected_keys or missing:
+            raise InvalidInput(
+                "the adapter's tensors and its target_modules disagree: "
+                f"{[*result.unexpected_keys, *missing][0]} is in one only."
+            )
+
+
+def lora_config(
+    *, rank: int, lora_alpha: int, target_modules: list[str] | str, base_model: str | None
+) -> dict[str, Any]:
+    """The content of ``adapter_config.json`` for a plain LoRA adapter."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": rank,
+        "lora_alpha": lora_alpha,
+        "lora_dropout": 0.0,
+        "target_modules": target_modules,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+
+
+def _agreement(b: Tensor, a: Tensor, other_b: Tensor, other_a: Tensor) -> Agreement:
+    if b.shape[0] != other_b.shape[0] or a.shape[1] != other_a.shape[1]:
+        raise InvalidInput(
+            f"the adapters are for different models: one updates a weight of shape "
+            f"{[b.shape[0], a.shape[1]]}, the other {[other_b.shape[0], other_a.shape[1]]}."
+        )
+    norm, other_norm = _norm(b, a), _norm(other_b, other_a)
+    product = _inner(b, a, other_b, other_a)
+    difference = _norm(torch.cat([b, -other_b], dim=1), torch.cat([a, other_a], dim=0))
+    return Agreement(
+        cosine=product / (norm * other_norm) if norm and other_norm else float("nan"),
+        relative_error=difference / other_norm if other_norm else float("inf"),
+    )
+
+
+def _inner(b: Tensor, a: Tensor, other_b: Tensor, other_a: Tensor) -> float:
+    """Frobenius inner product of b a and other_b other_a, without forming either."""
+    return float(((b.T @ other_b) * (a @ other_a.T)).sum())
+
+
+def _norm(b: Tensor, a: Tensor) -> float:
+    """Frobenius norm of b a from the triangular factors: no cancellation for small differences."""
+    return float((torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T).norm())

@@ -1,0 +1,197 @@
+"""The command line: ``dnd-fast --help``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dnd_fast.errors import InvalidInput
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="""Text prompts in, a LoRA adapter for a language model out, in one forward pass.
+
+Start with [bold]dnd-fast demo[/bold].""",
+)
+console = Console()
+GENERATOR_HELP = "'demo', a folder, or a hub id."
+
+
+class Impl(StrEnum):
+    """How the decoder runs."""
+
+    auto = "auto"
+    triton = "triton"
+    torch = "torch"
+
+
+@app.command()
+def generate(
+    prompts: Annotated[
+        Path, typer.Argument(help="A .txt file, one prompt a line, or a .jsonl with key 'prompt'.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the adapter, in PEFT's format.")],
+    generator: Annotated[str, typer.Option(help=GENERATOR_HELP)] = "demo",
+    device: Annotated[str | None, typer.Option(help="'cpu', 'cuda', … [default: best]")] = None,
+    impl: Annotated[Impl, typer.Option(help="How the decoder runs.")] = Impl.auto,
+    seed: Annotated[int, typer.Option(help="Of the choice among more prompts than needed.")] = 0,
+) -> None:
+    """Generate an adapter for a task from its unlabelled prompts."""
+    from dnd_fast.generator import Generator
+    from dnd_fast.generator import generate as generate_adapter
+
+    with console.status("loading the generator"):
+        loaded = Generator.from_pretrained(generator)
+    adapter = generate_adapter(prompts, loaded, device=device, impl=impl.value, seed=seed)
+    adapter.save(out)
+    stages = ", ".join(f"{name} {1e3 * value:.0f} ms" for name, value in loaded.timings.items())
+    base = adapter.config["base_model_name_or_path"] or "its base model"
+    console.print(f"Wrote an adapter for {base} to [bold]{out}[/bold] ({stages}).")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the adapter.")] = Path("adapter"),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the figures to this file.")
+    ] = None,
+    retrain: Annotated[
+        bool, typer.Option(help="First rebuild base and generator from nothing (ten minutes).")
+    ] = False,
+) -> None:
+    """See it work: an adapter for a task that the embedded generator never saw."""
+    if retrain:
+        from dnd_fast.demo import retrain as pipeline
+        from dnd_fast.generator import DEMO_MODELS
+
+        with progress_bars() as progress:
+            trained = pipeline.retrain(pipeline.SHIPPED_SEED, progress)
+        pipeline.save(trained, DEMO_MODELS)
+        console.print(f"Rebuilt {DEMO_MODELS}.")
+    from dnd_fast.demo.show import show
+
+    figures = show(console, out)
+    if json_file is not None:
+        _write_json(json_file, figures)
+
+
+@app.command()
+def info(
+    source: Annotated[str, typer.Argument(help=f"A generator ({GENERATOR_HELP}) or an adapter.")],
+) -> None:
+    """Describe a generator or an adapter."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False)
+    described = _describe_adapter if (Path(source) / "adapter_config.json").exists() else None
+    for name, value in (described or _describe_generator)(source).items():
+        table.add_row(name, str(value))
+    console.print(table)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A released .pth or .safetensors file.")],
+    recipe: Annotated[str, typer.Option(help="What it was trained for: a recipe's name or file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the generator.")],
+) -> None:
+    """Convert a checkpoint published with the paper's code into a generator."""
+    from dnd_fast.recipe import Recipe
+    from dnd_fast.released import load_generator
+
+    load_generator(checkpoint, Recipe.load(recipe)).save_pretrained(out)
+    console.print(f"Wrote a generator to [bold]{out}[/bold].")
+
+
+@contextmanager
+def progress_bars() -> Iterator[Any]:
+    """One bar per stage, with the time left; yields the function to report progress to."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        stages: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in stages:
+                stages[stage] = bars.add_task(stage, total=total)
+            bars.update(stages[stage], completed=done)
+
+        yield report
+
+
+def main() -> None:
+    """Entry point: unusable input and failures of the system end in one line, not a traceback."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except (InvalidInput, OSError) as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _describe_adapter(source: str) -> dict[str, Any]:
+    from dnd_fast.adapter import Adapter
+
+    adapter = Adapter.load(source)
+    return {
+        "adapter": source,
+        "base model": adapter.config.get("base_model_name_or_path"),
+        "rank, alpha": f"{adapter.config['r']}, {adapter.config['lora_alpha']}",
+        "modules": len(adapter.modules),
+        "parameters": f"{sum(tensor.numel() for tensor in adapter.tensors.values()):,}",
+        "dtype": next(iter(adapter.tensors.values())).dtype,
+    }
+
+
+def _describe_generator(source: str) -> dict[str, Any]:
+    from dnd_fast.generator import Generator
+
+    generator = Generator.from_pretrained(source)
+    condition, layout = generator.config.condition, generator.layout
+    return {
+        "generator": source,
+        "base model": layout.base_model,
+        "text encoder": condition.encoder,
+        "condition": f"{condition.prompts} prompts of {condition.length} tokens",
+        "decoder": " → ".join(str(tuple(shape)) for shape in generator.decoder.features),
+        "kernel size": generator.decoder.kernel_size,
+        "parameters": f"{sum(p.numel() for p in generator.parameters()):,}",
+        "adapters": f"rank {layout.rank}, alpha {layout.lora_alpha}",
+        "modules": len(layout.modules_),
+        "tokens": f"{layout.num_tokens} of {layout.token_shape}, scale {layout.scale}",
+    }
+
+
+def _write_json(path: Path, figures: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

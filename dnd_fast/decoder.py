@@ -1,0 +1,204 @@
+"""The hyper-convolutional decoder: condition embeddings in, weight tokens out.
+
+Source: Drag-and-Drop LLMs, section 2.5 and appendix A.3 (equation 5, Table 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from dnd_fast.condition import LengthProjection
+from dnd_fast.errors import InvalidInput
+from dnd_fast.kernels.reference import LAYER_NORM_EPS, hyper_conv_block
+
+Impl = Literal["auto", "triton", "torch"]
+Shape = tuple[int, int, int]
+
+
+class HyperConvBlock(nn.Module):
+    """One block (N, L, C) -> (N', L', C'); see :func:`dnd_fast.kernels.reference.hyper_conv_block`.
+
+    Args:
+        shape_in: (N, L, C), all positive.
+        shape_out: (N', L', C'). Equal shapes give a residual block.
+        kernel_size: side of the five square kernels, odd.
+    """
+
+    def __init__(self, shape_in: Shape, shape_out: Shape, kernel_size: int) -> None:
+        super().__init__()
+        (n_in, l_in, c_in), (n_out, l_out, c_out) = shape_in, shape_out
+
+        def conv(channels_in: int, channels_out: int, bias: bool = False) -> nn.Conv2d:
+            return nn.Conv2d(
+                channels_in, channels_out, kernel_size, padding=kernel_size // 2, bias=bias
+            )
+
+        self.norm = nn.LayerNorm((l_in, c_in), eps=LAYER_NORM_EPS)
+        self.a_width = conv(c_in, c_out)
+        self.a_height = conv(l_in, l_out)
+        self.b_height = conv(l_in, l_out)
+        self.b_width = conv(c_in, c_out)
+        self.bias = nn.Parameter(torch.zeros(l_out, c_out))
+        self.layerwise = conv(n_in, n_out, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, N, L, C]`` -> ``[B, N', L', C']``."""
+        assert self.layerwise.bias is not None
+        return hyper_conv_block(
+            x,
+            self.norm.weight,
+            self.norm.bias,
+            self.a_width.weight,
+            self.a_height.weight,
+            self.b_height.weight,
+            self.b_width.weight,
+            self.bias,
+            self.layerwise.weight,
+            self.layerwise.bias,
+        )
+
+
+class HyperConvDecoder(nn.Module):
+    """A cascade of hyper-convolutional blocks.
+
+    Args:
+        features: the shapes (N, L, C) that the tensor takes, the condition's first and the weight
+            tokens' last; at least two.
+        kernel_size: side of every square kernel, odd.
+        projection: applied to the condition first, for prompts longer than ``features[0]`` says.
+        impl: ``"torch"`` is the plain-PyTorch path, ``"triton"`` the fused kernels, ``"auto"`` the
+            fastest one that can run. A named implementation that cannot run raises.
+        compile: run the plain-PyTorch path under ``torch.compile`` (the first call compiles).
+
+    Attributes:
+        criterion_weight: ``[1, Nw, 1, 1]``, the weight of each token in the training loss, or None.
+            Kept with the weights; the forward pass does not use it.
+
+    Raises:
+        InvalidInput: for an even kernel, a malformed shape list or an unusable ``impl``.
+    """
+
+    criterion_weight: Tensor | None
+
+    def __init__(
+        self,
+        features: Sequence[Sequence[int]],
+        kernel_size: int,
+        *,
+        projection: LengthProjection | None = None,
+        impl: Impl = "auto",
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.features = _check_features(features)
+        self.kernel_size = _check_kernel_size(kernel_size)
+        self.blocks = nn.ModuleList(
+            HyperConvBlock(shape_in, shape_out, kernel_size)
+            for shape_in, shape_out in zip(self.features, self.features[1:], strict=False)
+        )
+        self.projection = projection
+        self.register_buffer("criterion_weight", None)
+        self.set_impl(impl, compile=compile)
+
+    @property
+    def condition_shape(self) -> Shape:
+        """(N, L, C) of a condition, before any projection."""
+        prompts, length, width = self.features[0]
+        return prompts, length if self.projection is None else self.projection.length, width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def set_impl(self, impl: Impl, *, compile: bool = False) -> None:
+        """Choose how the blocks run; see the class's arguments."""
+        if impl not in get_args(Impl):
+            raise InvalidInput(f"impl={impl!r} is unknown; choose one of {get_args(Impl)}.")
+        if impl == "triton":
+            raise InvalidInput(
+                "impl='triton' cannot run: this version has no Triton kernels for the decoder yet. "
+                "Use impl='torch', with compile=True for a compiled decoder."
+            )
+        self.impl = impl
+        # Kept out of the module tree: the compiled callable shares this module's parameters.
+        self._run: Callable[[Tensor], Tensor] = (
+            torch.compile(self._cascade, dynamic=False) if compile else self._cascade
+        )
+
+    def _cascade(self, x: Tensor) -> Tensor:
+        if self.projection is not None:
+            x = self.projection(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """Decode condition embeddings into weight tokens.
+
+        Args:
+            condition: ``[B, N, L, C]``, of shape ``condition_shape`` per sample, in the dtype and
+                on the device of the parameters.
+
+        Returns:
+            ``[B, Nw, Lw, Cw]`` of shape ``features[-1]`` per sample, same dtype.
+
+        Raises:
+            InvalidInput: when shape, dtype or device differ from the decoder's.
+        """
+        if condition.ndim != 4 or tuple(condition.shape[1:]) != self.condition_shape:
+            raise InvalidInput(
+                f"the decoder takes a condition of shape [B, {_join(self.condition_shape)}], "
+                f"got {list(condition.shape)}."
+            )
+        autocast = torch.is_autocast_enabled(condition.device.type)
+        if condition.dtype != self.dtype and not autocast:
+            raise InvalidInput(
+                f"the condition is {condition.dtype}, the decoder {self.dtype}: "
+                "convert one of them with .to(dtype)."
+            )
+        if condition.device != self.device:
+            raise InvalidInput(
+                f"the condition is on {condition.device}, the decoder on {self.device}: "
+                "move one of them with .to(device)."
+            )
+        return self._run(condition)
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, impl={self.impl!r}"
+
+
+def _check_features(features: Sequence[Sequence[int]]) -> tuple[Shape, ...]:
+    shapes = tuple(tuple(shape) for shape in features)
+    if len(shapes) < 2:
+        raise InvalidInput(
+            f"features needs at least two shapes, the condition's and the tokens'; got {shapes}."
+        )
+    for shape in shapes:
+        if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
+            raise InvalidInput(
+                f"features holds {shape}; every shape must be three positive integers (N, L, C)."
+            )
+    return shapes  # type: ignore[return-value]
+
+
+def _check_kernel_size(kernel_size: int) -> int:
+    if type(kernel_size) is not int or kernel_size < 1 or kernel_size % 2 == 0:
+        raise InvalidInput(
+            f"kernel_size={kernel_size!r}: it must be an odd positive integer, "
+            "so that 'same' padding is symmetric."
+        )
+    return kernel_size
+
+
+def _join(shape: Shape) -> str:
+    return ", ".join(map(str, shape))

@@ -1,0 +1,171 @@
+"""The whole demo from nothing: pretrain a base, collect adapters, train a generator.
+
+Every schedule is in steps, every draw is seeded: the same seed gives the same files on the same
+machine. About ten minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dnd_fast.condition import TextEncoder
+from dnd_fast.demo.pretrain import pretrain
+from dnd_fast.demo.tasks import Split, Task, split_tasks
+from dnd_fast.demo.tokenizer import build_tokenizer
+from dnd_fast.generator import Generator, GeneratorConfig
+from dnd_fast.recipe import Recipe
+from dnd_fast.train.batch import Encoded, encode
+from dnd_fast.train.collect import CollectSpec, collect
+from dnd_fast.train.fit import FitSpec, fit
+
+SHIPPED_SEED = 0  # of the files that come with the package
+EXAMPLES = 192  # training examples of each task
+POOL = 96  # of which so many lend their prompts as conditions
+PHASES = (
+    FitSpec("mse", steps=300, learning_rate=3e-3),
+    FitSpec("sft", steps=300, learning_rate=5e-4),
+)
+
+Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Everything that one run made.
+
+    Attributes:
+        base, tokenizer: the pretrained base model.
+        tasks: training, validation and test tasks.
+        tokens: every task's checkpoints ``[tasks, checkpoints, Nw, Lw, Cw]``, not normalised, in
+            the order train, validation, test.
+        conditions: embedded training prompts ``[tasks, POOL, L, C]``, in the same order.
+        generators: ``"mse"`` (the paper's objective) and ``"mse+sft"`` (continued end to end).
+    """
+
+    base: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    tasks: dict[Split, list[Task]]
+    tokens: Tensor
+    conditions: Tensor
+    generators: dict[str, Generator]
+
+    @property
+    def all_tasks(self) -> list[Task]:
+        """Training, validation and test tasks, in the order of ``tokens``."""
+        return [*self.tasks["train"], *self.tasks["validation"], *self.tasks["test"]]
+
+
+def retrain(seed: int, progress: Progress = lambda stage, done, total: None) -> Trained:
+    """Run the pipeline; ``progress`` is told of every step.
+
+    Raises:
+        InvalidInput: the text encoder cannot be loaded.
+    """
+    tokenizer = build_tokenizer()
+    generator = new_generator(seed)
+    encoder = generator.encoder  # fails early where it cannot be had
+    base = pretrain(tokenizer, seed, progress=_named(progress, "pretrain the base model"))
+    base.requires_grad_(False)
+
+    tasks = split_tasks(seed)
+    everything = [*tasks["train"], *tasks["validation"], *tasks["test"]]
+    datasets = [
+        encode(tokenizer, (example[:2] for example in task.examples(EXAMPLES, "train", 0)))
+        for task in everything
+    ]
+    tokens = collect(
+        base,
+        generator.layout,
+        datasets,
+        CollectSpec(),
+        seed=seed,
+        progress=_named(progress, "collect an adapter per task"),
+    )
+    conditions = embed_prompts(
+        encoder, everything, generator.config.condition.length, _named(progress, "embed prompts")
+    )
+    count = len(tasks["train"])
+    generators = train_generator(
+        generator,
+        base,
+        conditions[:count],
+        tokens[:count],
+        datasets[:count],
+        seed=seed,
+        progress=progress,
+    )
+    return Trained(base, tokenizer, tasks, tokens, conditions, generators)
+
+
+def new_generator(seed: int) -> Generator:
+    """An untrained generator by the demo's recipe."""
+    torch.manual_seed(seed)
+    return Generator(GeneratorConfig.from_recipe(Recipe.load("demo")))
+
+
+def embed_prompts(
+    encoder: TextEncoder,
+    tasks: Sequence[Task],
+    length: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    """Embeddings ``[tasks, POOL, L, C]`` in float16 of each task's first training prompts."""
+    embedded = []
+    for done, task in enumerate(tasks, 1):
+        prompts = [example.prompt for example in task.examples(POOL, "train", 0)]
+        embedded.append(encoder.encode(prompts, length).half())
+        progress(done, len(tasks))
+    return torch.stack(embedded)
+
+
+def train_generator(
+    generator: Generator,
+    base: PreTrainedModel,
+    conditions: Tensor,
+    tokens: Tensor,
+    datasets: Sequence[Sequence[Encoded]],
+    *,
+    seed: int,
+    progress: Progress = lambda stage, done, total: None,
+) -> dict[str, Generator]:
+    """Fit the statistics, then train phase by phase: the generator after each, by objective."""
+    generator.layout.fit(tokens.flatten(0, 1))
+    targets = generator.layout.normalize(tokens)
+    finished = {}
+    for index, phase in enumerate(PHASES):
+        fit(
+            generator.decoder,
+            generator.layout,
+            base,
+            conditions,
+            targets,
+            datasets,
+            phase,
+            seed=seed + index,
+            progress=_named(progress, f"train the generator ({phase.objective})"),
+        )
+        name = "+".join(done.objective for done in PHASES[: index + 1])
+        finished[name] = copy.deepcopy(generator)
+    return finished
+
+
+def save(trained: Trained, folder: Path) -> None:
+    """Write ``base``, ``generator`` (MSE, then end to end) and ``generator-mse`` in bfloat16."""
+    base: Any = copy.deepcopy(trained.base)
+    base.to(torch.bfloat16).save_pretrained(folder / "base")
+    trained.tokenizer.save_pretrained(folder / "base")
+    for name, directory in (("mse", "generator-mse"), ("mse+sft", "generator")):
+        generator = copy.deepcopy(trained.generators[name]).to(torch.bfloat16)
+        generator.save_pretrained(folder / directory)
+
+
+def _named(progress: Progress, stage: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(stage, done, total)

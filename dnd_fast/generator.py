@@ -1,0 +1,351 @@
+"""The generator: prompts in, LoRA adapters out, in one forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, overload
+
+import torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dnd_fast.adapter import Adapter, lora_config
+from dnd_fast.condition import LengthProjection, TextEncoder
+from dnd_fast.decoder import HyperConvDecoder, Impl
+from dnd_fast.errors import InvalidInput
+from dnd_fast.files import atomic_folder, read_json, read_safetensors, write_json
+from dnd_fast.layout import TokenLayout
+from dnd_fast.prompts import read_prompts, sample_prompts
+from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
+
+DEMO_MODELS = Path(__file__).parent / "demo" / "models"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The content of a generator's ``config.json``."""
+
+    condition: ConditionSpec
+    decoder: DecoderSpec
+    layout: dict[str, Any]
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> GeneratorConfig:
+        """Derive the layout from the recipe's base model.
+
+        Raises:
+            InvalidInput: the base's config is unknown to transformers.
+        """
+        from transformers import AutoConfig
+
+        try:
+            base = AutoConfig.for_model(**recipe.base.config)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"recipe {recipe.name}: the base's config: {error}") from error
+        layout = TokenLayout.for_model(
+            base, recipe.lora.rank, lora_alpha=recipe.lora.alpha, scale=recipe.lora.scale
+        )
+        layout.base_model = recipe.base.id
+        return cls(recipe.condition, recipe.decoder, layout.to_dict())
+
+
+class Generator(
+    nn.Module,
+    ModelHubMixin,
+    library_name="dnd-fast",
+    tags=["lora", "peft", "weight-generation"],
+    license="apache-2.0",
+):
+    """Condition, decoder and layout together.
+
+    The text encoder is frozen, is loaded when first needed, and is not part of the saved weights.
+
+    Args:
+        config: what to build; weights are random until trained or loaded.
+        encoder: a text encoder to use instead of the one that the config names.
+
+    Attributes:
+        decoder: the hyper-convolutional decoder.
+        layout: tokens <-> LoRA tensors, with the collection's statistics.
+        timings: seconds of each stage of the last :meth:`generate`.
+
+    Raises:
+        InvalidInput: condition, decoder and layout do not fit together.
+    """
+
+    def __init__(self, config: GeneratorConfig, *, encoder: TextEncoder | None = None) -> None:
+        super().__init__()
+        self.config = config
+        condition = config.condition
+        projection = None
+        if condition.projected_length is not None:
+            projection = LengthProjection(
+                condition.length, condition.projected_length, mode=condition.projection
+            )
+        self.decoder = HyperConvDecoder(
+            config.decoder.features, config.decoder.kernel_size, projection=projection
+        )
+        self.layout = TokenLayout.from_dict(config.layout)
+        self._encoder = encoder
+        self.timings: dict[str, float] = {}
+        first, last = self.decoder.features[0], self.decoder.features[-1]
+        wanted = (condition.prompts, condition.projected_length or condition.length)
+        if first[:2] != wanted:
+            raise InvalidInput(
+                f"the decoder takes {first[0]} prompts of length {first[1]}, the condition has "
+                f"{wanted[0]} of length {wanted[1]}."
+            )
+        if last != (self.layout.num_tokens, *self.layout.token_shape):
+            raise InvalidInput(
+                f"the decoder gives tokens {last}, the layout needs "
+                f"{(self.layout.num_tokens, *self.layout.token_shape)}."
+            )
+        self.eval()
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """The frozen text encoder, loaded on first use, on the generator's device.
+
+        Raises:
+            InvalidInput: it cannot be loaded or its width is not the decoder's.
+        """
+        if self._encoder is None:
+            self._encoder = TextEncoder.from_pretrained(self.config.condition.encoder)
+        width = self.decoder.features[0][2]
+        if self._encoder.width != width:
+            raise InvalidInput(
+                f"the encoder {self.config.condition.encoder} gives embeddings of width "
+                f"{self._encoder.width}, the decoder takes {width}."
+            )
+        self._encoder.model.to(self.device)
+        return self._encoder
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder is."""
+        return self.decoder.device
+
+    def encode(self, tasks: Sequence[Sequence[str]], *, cache: Path | None = None) -> Tensor:
+        """Embed N prompts for each task: ``[tasks, N, L, C]`` float32, before any projection."""
+        spec = self.config.condition
+        flat = [prompt for task in tasks for prompt in task]
+        hidden = self.encoder.encode(flat, spec.length, padding=spec.padding, cache=cache)
+        return hidden.unflatten(0, (len(tasks), spec.prompts))
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """``[B, N, L, C]`` float32 embeddings -> ``[B, Nw, Lw, Cw]`` tokens; differentiable."""
+        return self.decoder(condition.to(self.decoder.dtype))
+
+    @overload
+    def generate(self, prompts: str | os.PathLike[str], *, seed: int = 0) -> Adapter: ...
+    @overload
+    def generate(self, prompts: list[str], *, seed: int = 0) -> Adapter: ...
+    @overload
+    def generate(self, prompts: list[list[str]], *, seed: int = 0) -> list[Adapter]: ...
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: str | os.PathLike[str] | list[str] | list[list[str]], *, seed: int = 0
+    ) -> Adapter | list[Adapter]:
+        """Generate an adapter for a task from its unlabelled prompts.
+
+        Args:
+            prompts: one task: a list of strings, a ``.txt`` file with one prompt a line, or a
+                ``.jsonl`` file with the key ``prompt``. Or a list of such lists: several tasks,
+                decoded in one batched forward pass.
+            seed: of the choice among more prompts than the generator takes. The same prompts and
+                seed give the same adapter, bit by bit, on the same machine.
+
+        Returns:
+            One adapter, or one per task, in float32 on the CPU.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            InvalidInput: prompts are missing, empty or of the wrong type.
+        """
+        several = isinstance(prompts, list) and any(isinstance(task, list) for task in prompts)
+        tasks = [read_prompts(task) for task in cast(list, prompts if several else [prompts])]
+        sampled = [sample_prompts(task, self.config.condition.prompts, seed) for task in tasks]
+        clock = [time.perf_counter()]
+        condition = self.encode(sampled)
+        clock.append(self._synchronized_time())
+        tokens = self(condition)
+        clock.append(self._synchronized_time())
+        tensors = {key: value.cpu() for key, value in self.layout.detokenize(tokens).items()}
+        clock.append(time.perf_counter())
+        self.timings = dict(
+            zip(
+                ("encode", "decode", "detokenize"),
+                map(float.__sub__, clock[1:], clock),
+                strict=True,
+            )
+        )
+        config = lora_config(
+            rank=self.layout.rank,
+            lora_alpha=self.layout.lora_alpha,
+            target_modules=self.layout.target_modules,
+            base_model=self.layout.base_model,
+        )
+        adapters = [
+            Adapter({key: value[i] for key, value in tensors.items()}, dict(config))
+            for i in range(len(tasks))
+        ]
+        return adapters if several else adapters[0]
+
+    def _synchronized_time(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write ``config.json`` and ``model.safetensors``; all or nothing.
+
+        Other arguments are those of ``huggingface_hub.ModelHubMixin.save_pretrained``.
+
+        Raises:
+            OSError: the folder cannot be written, or the disk is full.
+        """
+        if kwargs.get("push_to_hub"):
+            return super().save_pretrained(save_directory, **kwargs)
+        with atomic_folder(save_directory) as folder:
+            super().save_pretrained(folder, **kwargs)
+        return None
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
+        save_file(tensors, save_directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_json(save_directory / CONFIG_FILE, dataclasses.asdict(self.config))
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        encoder: TextEncoder | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Generator:
+        """Load a generator from a folder or the hub; ``"demo"`` is the embedded one.
+
+        Args:
+            pretrained_model_name_or_path: ``"demo"``, a folder, or a hub id.
+            encoder: a text encoder to use instead of the one that the config names.
+            dtype: of the decoder's weights in memory, whatever it is on disk.
+
+        The other arguments are those of ``huggingface_hub.hf_hub_download``.
+
+        Raises:
+            FileNotFoundError: a folder without the two files, or an unknown hub id.
+            InvalidInput: a file is damaged or does not fit the other.
+        """
+        name = str(pretrained_model_name_or_path)
+        folder = DEMO_MODELS / "generator" if name == "demo" else Path(name)
+        if folder.is_dir():
+            config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+            for file in (config_file, weights_file):
+                if not file.is_file():
+                    raise FileNotFoundError(f"{folder} is no generator: {file.name} is missing.")
+        else:
+            try:
+                config_file, weights_file = (
+                    Path(
+                        hf_hub_download(
+                            name,
+                            file,
+                            revision=revision,
+                            token=token,
+                            cache_dir=cache_dir,
+                            local_files_only=local_files_only,
+                            force_download=force_download,
+                        )
+                    )
+                    for file in (CONFIG_FILE, WEIGHTS_FILE)
+                )
+            except (HfHubHTTPError, HFValidationError, OSError) as error:
+                raise FileNotFoundError(
+                    f"there is no generator folder {name!r}, and the hub gives none: {error}"
+                ) from error
+        config = from_table(GeneratorConfig, read_json(config_file), str(config_file))
+        if config.format_version != FORMAT_VERSION:
+            raise InvalidInput(
+                f"{config_file}: format version {config.format_version}; this dnd-fast reads "
+                f"{FORMAT_VERSION}. Update dnd-fast."
+            )
+        with torch.device("meta"):
+            generator = cls(config, encoder=encoder)
+        generator._load(read_safetensors(weights_file), str(weights_file))
+        return generator.to(dtype)
+
+    def _load(self, tensors: dict[str, Tensor], where: str) -> None:
+        """Take over all weights and statistics, or raise and name what is wrong."""
+        statistics = {name: tensors.pop(f"layout.{name}", None) for name in ("mean", "std")}
+        expected = {key: tuple(value.shape) for key, value in self.state_dict().items()}
+        found = {key: tuple(value.shape) for key, value in tensors.items()}
+        for key in sorted(expected.keys() | found.keys()):
+            if expected.get(key) != found.get(key):
+                raise InvalidInput(
+                    f"{where} does not fit its config: {key} has shape "
+                    f"{found.get(key, 'missing')}, expected {expected.get(key, 'nothing')}."
+                )
+        for key, value in tensors.items():
+            if not value.isfinite().all():
+                raise InvalidInput(f"{where}: {key} holds NaN or infinity.")
+        mean, std = statistics["mean"], statistics["std"]
+        if self.layout.scale == "static":
+            if mean is None or std is None:
+                raise InvalidInput(f"{where}: the layout's mean or std is missing.")
+            self.layout.set_statistics(mean, std)
+        self.load_state_dict(tensors | self._statistics(), assign=True)
+
+    def _statistics(self) -> dict[str, Tensor]:
+        return {f"layout.{key}": value for key, value in self.layout.state_dict().items()}
+
+
+def generate(
+    prompts: str | os.PathLike[str] | list[str],
+    generator: str | Path | Generator = "demo",
+    *,
+    device: str | torch.device | None = None,
+    impl: Impl = "auto",
+    seed: int = 0,
+) -> Adapter:
+    """Prompts in, adapter out: the one-call form.
+
+    Args:
+        prompts: a list of strings, or a ``.txt`` or ``.jsonl`` file; see
+            :meth:`Generator.generate`.
+        generator: ``"demo"``, a folder, a hub id, or a loaded generator (keep one to call often).
+        device: where to run; by default where the generator is, a CUDA device if there is one.
+        impl: ``"auto"``, ``"triton"`` or ``"torch"``; see
+            :class:`dnd_fast.decoder.HyperConvDecoder`.
+        seed: of the choice among the prompts.
+
+    Raises:
+        FileNotFoundError: no such generator or file of prompts.
+        InvalidInput: unusable prompts, generator or ``impl``.
+    """
+    if not isinstance(generator, Generator):
+        generator = Generator.from_pretrained(generator)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    generator.decoder.set_impl(impl)
+    if device is not None:
+        try:
+            generator.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise InvalidInput(f"device={str(device)!r} cannot be used: {error}") from error
+    return generator.generate(prompts, seed=seed)

@@ -1,0 +1,59 @@
+"""The hyper-convolutional block in plain PyTorch: the truth every other implementation is held to.
+
+Runs on any device and float dtype, is differentiable, and is what ``torch.compile`` compiles.
+Source: Drag-and-Drop LLMs, appendix A.3, equation 5, and the behaviour of its published code, which
+adds a tanh on the second path.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import conv2d, layer_norm
+
+LAYER_NORM_EPS = 1e-5
+
+
+def hyper_conv_block(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    a_width: Tensor,
+    a_height: Tensor,
+    b_height: Tensor,
+    b_width: Tensor,
+    bias: Tensor,
+    layerwise: Tensor,
+    layerwise_bias: Tensor,
+) -> Tensor:
+    """Map ``[B, N, L, C]`` to ``[B, N', L', C']``; all tensors share one float dtype and device.
+
+    Five stride-1, zero-padded ("same") cross-correlations with square odd kernels k x k, each
+    treating one dimension as channels and sliding over two others:
+
+    * path A: width (C -> C', over L and N), then height (L -> L', over N and C');
+    * path B: height (L -> L', over N and C), then width (C -> C', over L' and N), then tanh;
+    * layer-wise: N -> N', over L' and C', applied to (A + tanh(B) + bias) / 3.
+
+    Args:
+        x: ``[B, N, L, C]``.
+        norm_weight, norm_bias: ``[L, C]``, of the LayerNorm over (L, C) together, eps 1e-5.
+        a_width, b_width: ``[C', C, k, k]``.
+        a_height, b_height: ``[L', L, k, k]``.
+        bias: ``[L', C']``.
+        layerwise: ``[N', N, k, k]``.
+        layerwise_bias: ``[N']``.
+
+    Returns:
+        ``[B, N', L', C']``, with ``x`` added when the two shapes are equal.
+    """
+    padding = a_width.shape[-1] // 2
+    normed = layer_norm(x, norm_weight.shape, norm_weight, norm_bias, LAYER_NORM_EPS)
+
+    a = conv2d(normed.permute(0, 3, 2, 1), a_width, padding=padding)  # [B, C', L, N]
+    a = conv2d(a.permute(0, 2, 3, 1), a_height, padding=padding)  # [B, L', N, C']
+    b = conv2d(normed.permute(0, 2, 1, 3), b_height, padding=padding)  # [B, L', N, C]
+    b = conv2d(b.permute(0, 3, 1, 2), b_width, padding=padding)  # [B, C', L', N]
+
+    mixed = (a.permute(0, 2, 1, 3) + b.permute(0, 3, 2, 1).tanh() + bias) / 3  # [B, N, L', C']
+    out = conv2d(mixed, layerwise, layerwise_bias, padding=padding)  # [B, N', L', C']
+    return x + out if out.shape == x.shape else out

@@ -1,0 +1,1 @@
+"""Training of generators: collect adapters, pair them with prompts, train, evaluate."""
