@@ -54,6 +54,12 @@ class Adapter:
             )
         if not self.modules:
             raise InvalidInput("the adapter has no LoRA tensors.")
+        halves = [
+            {key.removesuffix(end) for key in self.tensors if key.endswith(end)}
+            for end in (".lora_A.weight", ".lora_B.weight")
+        ]
+        if alone := sorted(halves[0] ^ halves[1]):
+            raise InvalidInput(f"{alone[0]} has only one of lora_A and lora_B.")
         for key, tensor in self.tensors.items():
             if not tensor.isfinite().all():
                 raise InvalidInput(f"{key} holds NaN or infinity; the adapter is damaged.")
@@ -70,9 +76,11 @@ class Adapter:
 
     @property
     def scaling(self) -> float:
-        """Factor of B A: alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA."""
-        rank = self.config["r"]
-        return self.config["lora_alpha"] / (rank**0.5 if self.config.get("use_rslora") else rank)
+        """Factor of B A: alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA.
+
+        A module with an entry in ``rank_pattern`` or ``alpha_pattern`` has another one.
+        """
+        return self._scaling(self.config["lora_alpha"], self.config["r"])
 
     @classmethod
     def load(cls, path: str | Path) -> Adapter:
@@ -170,11 +178,19 @@ class Adapter:
             name: _agreement(*self._factors(name), *other._factors(name)) for name in self.modules
         }
 
+    def _scaling(self, alpha: float, rank: int) -> float:
+        return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+
     def _factors(self, module: str) -> tuple[Tensor, Tensor]:
         """scaling * B ``[out, r]`` and A ``[r, in]`` in float64."""
+        from peft.utils.other import get_pattern_key
+
         prefix = f"base_model.model.{module}"
         b, a = self.tensors[f"{prefix}.lora_B.weight"], self.tensors[f"{prefix}.lora_A.weight"]
-        return self.scaling * b.double().cpu(), a.double().cpu()
+        alphas = self.config.get("alpha_pattern") or {}
+        pattern = get_pattern_key(list(alphas), module)
+        alpha = alphas[pattern] if pattern in alphas else self.config["lora_alpha"]
+        return self._scaling(alpha, len(a)) * b.double().cpu(), a.double().cpu()
 
     def _peft_config(self) -> Any:
         from peft import PeftConfig
@@ -204,20 +220,13 @@ class Adapter:
                 )
 
     def _swap_into(self, model: PeftModel) -> None:
-        from peft.utils.hotswap import check_hotswap_configs_compatible
-
         name = model.active_adapter
-        old: Any = model.peft_config[name]
         new = self._peft_config()
-        try:
-            check_hotswap_configs_compatible(old, new)
-            same = old.r == new.r and old.target_modules == new.target_modules
-        except ValueError:
-            same = False
-        if not same:
+        if _layer_settings(model.peft_config[name]) != _layer_settings(new):
             model.delete_adapter(name)
             model.add_adapter(name, new)
             model.set_adapter(name)
+            model.requires_grad_(False).eval()  # PEFT makes new layers trainable, dropout on
         model.peft_config[name] = new
         self._set_tensors(model)
 
@@ -249,6 +258,13 @@ def lora_config(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
+
+
+def _layer_settings(config: Any) -> dict[str, Any]:
+    """All of a PEFT config that its layers depend on, alpha included."""
+    about = {"base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping"}
+    about.add("peft_version")
+    return {key: value for key, value in config.to_dict().items() if key not in about}
 
 
 def _agreement(b: Tensor, a: Tensor, other_b: Tensor, other_a: Tensor) -> Agreement:

@@ -294,6 +294,9 @@ class Generator(
     def _load(self, tensors: dict[str, Tensor], where: str) -> None:
         """Take over all weights and statistics, or raise and name what is wrong."""
         statistics = {name: tensors.pop(f"layout.{name}", None) for name in ("mean", "std")}
+        if "decoder.criterion_weight" in tensors:
+            shape = (1, self.layout.num_tokens, 1, 1)
+            self.decoder.criterion_weight = torch.empty(shape, device="meta")
         expected = {key: tuple(value.shape) for key, value in self.state_dict().items()}
         found = {key: tuple(value.shape) for key, value in tensors.items()}
         for key in sorted(expected.keys() | found.keys()):

@@ -105,8 +105,12 @@ class TokenLayout(nn.Module):
                 f"scale='border' writes (mean, std) pairs and needs an even chunk, not "
                 f"{self.chunk}. Pass another chunk or scale='static'."
             )
-        if scale == "border" and rank * self.chunk < 2:
-            raise InvalidInput("scale='border' needs at least two elements per chunk.")
+        smallest = rank * min(size % self.chunk or self.chunk for size in sizes)
+        if scale == "border" and smallest < 2:
+            raise InvalidInput(
+                "scale='border' needs at least two elements per chunk, padding not counted. Pass "
+                "another chunk or scale='static'."
+            )
         self.modules_ = tuple(modules)
         self.rank = rank
         self.lora_alpha = lora_alpha
@@ -267,9 +271,12 @@ class TokenLayout(nn.Module):
                 f"the collection has shape {list(tokens.shape)}, expected [adapters, "
                 f"{self.num_tokens}, {self.token_shape[0]}, {self.token_shape[1]}]."
             )
-        mean = tokens.double().mean(0)
-        variance = (tokens.double() - mean).square().nanmean((0, 2, 3))
-        self.set_statistics(mean.nan_to_num(), variance.sqrt().view(-1, 1, 1))
+        # Relative to the first adapter, so that a chunk that never varies gets a std of exactly 0.
+        offsets = tokens.double() - tokens[0].double()
+        mean = offsets.mean(0)
+        variance = (offsets - mean).square().nanmean((0, 2, 3))
+        mean = (tokens[0].double() + mean).nan_to_num()
+        self.set_statistics(mean, variance.sqrt().view(-1, 1, 1))
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Set mean ``[Nw, Lw, Cw]`` and std ``[Nw, 1, 1]`` (kept in float32; static mode).
@@ -330,17 +337,21 @@ class TokenLayout(nn.Module):
         wanted = {_canonical(key): key for key in shapes}
         missing = [key for canonical, key in wanted.items() if canonical not in given]
         unexpected = [key for canonical, (key, _) in given.items() if canonical not in wanted]
-        if missing or unexpected or len(given) < len(state_dict):
+        kept = {key for key, _ in given.values()}
+        repeated = [key for key in state_dict if key not in kept]
+        if missing or unexpected or repeated:
             raise InvalidInput(
                 f"the adapter does not fit this layout: {_some('missing', missing)}, "
-                f"{_some('unexpected', unexpected)}."
+                f"{_some('unexpected', unexpected)}, {_some('repeated', repeated)}."
             )
+        lead = given[next(iter(wanted))][1].shape[:-2]
         tensors = {}
         for canonical, key in wanted.items():
             name, tensor = given[canonical]
-            if tuple(tensor.shape[-2:]) != shapes[key]:
+            if tuple(tensor.shape) != (*lead, *shapes[key]):
                 raise InvalidInput(
-                    f"{name} has shape {list(tensor.shape)}, this layout needs {list(shapes[key])}."
+                    f"{name} has shape {list(tensor.shape)}, this layout needs "
+                    f"{[*lead, *shapes[key]]}."
                 )
             if not tensor.isfinite().all():
                 raise InvalidInput(f"{name} holds NaN or infinity; the adapter is damaged.")
@@ -376,8 +387,13 @@ def _find_modules(
             f"{type(config).__name__} belongs to no causal or vision-language model that "
             "transformers has."
         )
-    blocks = model.get_decoder().layers
-    prefix = next(name for name, module in model.named_modules() if module is blocks)
+    blocks = getattr(model.get_decoder(), "layers", None)
+    prefix = next((name for name, module in model.named_modules() if module is blocks), None)
+    if prefix is None:
+        raise InvalidInput(
+            f"{type(model).__name__} has no list 'layers' of transformer blocks in its decoder; "
+            "describe such a model by TokenLayout(modules, ...)."
+        )
     every = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     inside = {name: m for name, m in every.items() if name.startswith(f"{prefix}.")}
     present = list(dict.fromkeys(name.rpartition(".")[2] for name in inside))

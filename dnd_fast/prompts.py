@@ -70,7 +70,8 @@ def _read_file(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file of prompts.")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Not splitlines(), which also cuts at U+2028 and the like, legal within a JSON string.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{path} is not UTF-8 text ({error}); convert it first.") from error
     if path.suffix == ".txt":

@@ -1,0 +1,58 @@
+"""Small models that many tests share."""
+
+import copy
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from dnd_fast import Generator, TextEncoder
+from dnd_fast.generator import GeneratorConfig
+from dnd_fast.layout import TokenLayout
+from dnd_fast.recipe import ConditionSpec, DecoderSpec
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    return Qwen2Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+
+
+@pytest.fixture
+def tiny_base(tiny_config):
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(tiny_config).eval()
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    """The packaged all-MiniLM-L6-v2."""
+    return TextEncoder.from_pretrained()
+
+
+@pytest.fixture(scope="session")
+def shared_generator(tiny_config, encoder):
+    torch.manual_seed(0)
+    layout = TokenLayout.for_model(tiny_config, 2)
+    generator = Generator(
+        GeneratorConfig(
+            ConditionSpec("sentence-transformers/all-MiniLM-L6-v2", prompts=4, length=16),
+            DecoderSpec([[4, 16, 384], [6, 4, 8], [layout.num_tokens, *layout.token_shape]], 3),
+            layout.to_dict(),
+        ),
+        encoder=encoder,
+    )
+    generator.layout.fit(torch.randn(5, layout.num_tokens, *layout.token_shape) * 0.1)
+    return generator
+
+
+@pytest.fixture
+def tiny_generator(shared_generator):
+    """Untrained, for ``tiny_base``; rank 2."""
+    return copy.copy(shared_generator)

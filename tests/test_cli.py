@@ -1,0 +1,72 @@
+"""The command line, as a user runs it."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from dnd_fast.cli import app
+
+runner = CliRunner()
+
+
+def dnd_fast(*arguments):
+    """Run in a process of its own, as installed."""
+    command = [sys.executable, "-m", "dnd_fast.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    file = tmp_path / "task.txt"
+    file.write_text(
+        "\n".join(f"take the opening letter of the tool {w}" for w in "cup pan axe".split())
+    )
+    return file
+
+
+def test_help_teaches_and_is_quick():
+    start = time.perf_counter()
+    result = dnd_fast("--help")
+    seconds = time.perf_counter() - start
+    assert result.returncode == 0
+    for command in ("generate", "demo", "info", "convert"):
+        assert command in result.stdout
+    assert seconds < 5  # importing torch and transformers alone takes longer on a busy machine
+
+
+def test_generate_and_info(prompts, tmp_path):
+    result = runner.invoke(app, ["generate", str(prompts), "--out", str(tmp_path / "adapter")])
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 4
+    result = runner.invoke(app, ["info", str(tmp_path / "adapter")])
+    assert "24,576" in result.output  # parameters
+    result = runner.invoke(app, ["info", "demo"])
+    assert "8 prompts of 24 tokens" in result.output
+
+
+def test_errors_are_one_line_and_no_traceback(tmp_path):
+    result = dnd_fast("generate", tmp_path / "missing.txt", "--out", tmp_path / "adapter")
+    assert result.returncode == 1
+    assert "missing.txt: there is no such file of prompts" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_demo(tmp_path):
+    """What `make demo` shows, and the figures that it writes."""
+    result = runner.invoke(
+        app, ["demo", "--out", str(tmp_path / "adapter"), "--json", str(tmp_path / "figures.json")]
+    )
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["base"] <= 0.05
+    assert figures["generated"] >= 0.65
+    assert figures["control"] <= 0.05
+    assert figures["oracle"] >= 0.8
+    assert figures["seconds"] < 1
+    for text in ("A task that the generator never saw", "Does it work?", "PeftModel"):
+        assert text in result.output

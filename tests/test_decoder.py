@@ -1,0 +1,63 @@
+"""The decoder as a module; its numbers are held to the published code in test_released.py."""
+
+import pytest
+import torch
+
+from dnd_fast import HyperConvDecoder
+from dnd_fast.condition import LengthProjection
+
+FEATURES = [(3, 5, 4), (3, 4, 6), (5, 4, 6), (5, 4, 6)]
+
+
+@pytest.fixture
+def decoder():
+    torch.manual_seed(0)
+    return HyperConvDecoder(FEATURES, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_shapes_and_dtypes(decoder, dtype, batch):
+    out = decoder.to(dtype)(torch.randn(batch, 3, 5, 4, dtype=dtype))
+    assert out.shape == (batch, 5, 4, 6)
+    assert out.dtype == dtype
+
+
+def test_samples_of_a_batch_are_independent(decoder):
+    """Guards against a LayerNorm or convolution that reaches across the batch."""
+    x = torch.randn(4, 3, 5, 4)
+    torch.testing.assert_close(decoder(x)[2:3], decoder(x[2:3]), rtol=1e-5, atol=1e-6)
+
+
+def test_every_parameter_gets_a_gradient(decoder):
+    decoder(torch.randn(2, 3, 5, 4)).square().sum().backward()
+    for name, parameter in decoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_bfloat16_autocast_stays_close(decoder):
+    """The published way to run it; a float32 condition is fine under autocast."""
+    x = torch.randn(2, 3, 5, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = decoder(x)
+    expected = decoder(x)
+    assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+def test_compiled_equals_eager(decoder):
+    x = torch.randn(2, 3, 5, 4)
+    expected = decoder(x)
+    decoder.set_impl("torch", compile=True)
+    torch.testing.assert_close(decoder(x), expected, rtol=1e-4, atol=1e-5)
+    assert not any("_orig_mod" in key for key in decoder.state_dict())
+
+
+def test_projection_comes_first(decoder):
+    """Long prompts: [B, N, L, C] is projected along L before the first block."""
+    projection = LengthProjection(9, 5)
+    projected = HyperConvDecoder(FEATURES, 3, projection=projection)
+    projected.blocks.load_state_dict(decoder.blocks.state_dict())
+    x = torch.randn(2, 3, 9, 4)
+    assert projected.condition_shape == (3, 9, 4)
+    torch.testing.assert_close(projected(x), decoder(projection(x)))

@@ -1,0 +1,147 @@
+"""The generator: from prompts to adapters, on disk and back."""
+
+import json
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
+
+import dnd_fast
+from dnd_fast import Generator
+from dnd_fast.generator import GeneratorConfig
+from dnd_fast.layout import TokenLayout
+from dnd_fast.recipe import ConditionSpec, DecoderSpec
+
+PROMPTS = [f"reverse the word number {i}" for i in range(6)]
+
+
+def test_same_seed_same_bits(tiny_generator):
+    prompts = [f"{prompt} again" for prompt in PROMPTS * 3]
+    first = tiny_generator.generate(prompts, seed=3)
+    again = tiny_generator.generate(prompts, seed=3)
+    other = tiny_generator.generate(prompts, seed=4)
+    for key, value in first.tensors.items():
+        assert torch.equal(value, again.tensors[key])
+    assert any(not torch.equal(v, other.tensors[k]) for k, v in first.tensors.items())
+
+
+def test_several_tasks_equal_one_at_a_time(tiny_generator):
+    """Guards against prompts of one task reaching another's adapter."""
+    tasks = [[f"task {t} prompt {i}" for i in range(6)] for t in range(3)]
+    together = tiny_generator.generate(tasks)
+    assert len(together) == 3
+    for task, adapter in zip(tasks, together, strict=True):
+        alone = tiny_generator.generate(task)
+        for key, value in alone.tensors.items():
+            torch.testing.assert_close(adapter.tensors[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_files_and_lists_agree(tiny_generator, tmp_path):
+    text, lines = tmp_path / "task.txt", tmp_path / "task.jsonl"
+    text.write_text("\n".join(PROMPTS))
+    lines.write_text("".join(json.dumps({"prompt": p, "response": "x"}) + "\n" for p in PROMPTS))
+    expected = tiny_generator.generate(PROMPTS).tensors
+    for source in (text, str(lines)):
+        found = tiny_generator.generate(source).tensors
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_few_prompts_are_reused_with_a_warning(tiny_generator):
+    with pytest.warns(UserWarning, match="takes 4 prompts and got 1"):
+        tiny_generator.generate(["reverse rice"])
+
+
+def test_overlong_prompts_are_counted(tiny_generator):
+    with pytest.warns(UserWarning, match="2 of 4 prompts are longer than"):
+        tiny_generator.generate(["reverse rice " * 20, "say tea " * 20, "echo", "copy"])
+
+
+def test_save_and_load(tiny_generator, tmp_path):
+    tiny_generator.save_pretrained(tmp_path / "generator")
+    assert {file.name for file in (tmp_path / "generator").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+    }
+    loaded = Generator.from_pretrained(tmp_path / "generator", encoder=tiny_generator.encoder)
+    expected = tiny_generator.generate(PROMPTS).tensors
+    found = loaded.generate(PROMPTS).tensors
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_bfloat16_on_disk_keeps_the_statistics_in_float32(tiny_generator, tmp_path):
+    """Scales in bfloat16 lose up to a half of B: they must never be cast."""
+    import copy
+
+    halved = copy.deepcopy(tiny_generator).to(torch.bfloat16)
+    halved.save_pretrained(tmp_path / "generator")
+    loaded = Generator.from_pretrained(tmp_path / "generator")
+    assert torch.equal(loaded.layout.mean, tiny_generator.layout.mean)
+    assert torch.equal(loaded.layout.std, tiny_generator.layout.std)
+    assert loaded.decoder.dtype == torch.float32
+    assert (
+        Generator.from_pretrained(tmp_path / "generator", dtype=torch.bfloat16).decoder.dtype
+        == torch.bfloat16
+    )
+
+
+def test_embeddings_are_cached(tiny_generator, tmp_path, monkeypatch):
+    tasks = [PROMPTS[:4]]
+    first = tiny_generator.encode(tasks, cache=tmp_path)
+    monkeypatch.setattr(tiny_generator.encoder, "_encode", None)  # must not be called again
+    assert torch.equal(tiny_generator.encode(tasks, cache=tmp_path), first)
+
+
+def test_generate_in_one_call(tiny_generator):
+    adapter = dnd_fast.generate(PROMPTS, tiny_generator, device="cpu", impl="torch")
+    assert adapter.config["r"] == tiny_generator.layout.rank
+
+
+def test_import_is_lazy():
+    """`dnd-fast --help` must not wait for torch."""
+    code = (
+        "import sys, dnd_fast, dnd_fast.cli\n"
+        "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_an_adapter_for_qwen_0_5b(tmp_path):
+    """24 layers in bfloat16: PEFT loads the files, outputs change, merging equals applying."""
+    config = AutoConfig.for_model(
+        **dnd_fast.Recipe.load("common-sense-0.5b").base.config | {"vocab_size": 512}
+    )
+    assert isinstance(config, Qwen2Config)
+    torch.manual_seed(0)
+    base = Qwen2ForCausalLM(config).to(torch.bfloat16).eval()
+    layout = TokenLayout.for_model(config, 8)
+    assert layout.num_tokens == 4296
+    # The recipe's own decoder has 1.1 G parameters; the last shape is what matters here.
+    generator = Generator(
+        GeneratorConfig(
+            ConditionSpec("sentence-transformers/all-MiniLM-L6-v2", prompts=4, length=16),
+            DecoderSpec([[4, 16, 384], [8, 8, 16], [4296, 8, 128]], kernel_size=1),
+            layout.to_dict(),
+        )
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapter = generator.generate(PROMPTS).to(torch.bfloat16)
+    for key in adapter.tensors:  # of a plausible size, so that rounding does not drown in chaos
+        adapter.tensors[key].mul_(0.05)
+    adapter.save(tmp_path / "adapter")
+
+    ids = torch.arange(1, 40).view(1, -1)
+    with torch.no_grad():
+        plain = base(ids).logits
+        peft_model = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+        applied = peft_model(ids).logits
+        merged = peft_model.merge_and_unload()(ids).logits
+    change = (applied - plain).float().norm()
+    assert change > 0.02 * plain.float().norm()
+    assert (merged - applied).float().norm() < 0.3 * change

@@ -1,0 +1,119 @@
+"""Recipes: the paper's models, built without memory on the meta device."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from dnd_fast import Generator, HyperConvDecoder, InvalidInput, Recipe
+from dnd_fast.generator import GeneratorConfig
+from dnd_fast.recipe import from_table, recipe_names
+
+PARAMETERS = {
+    "common-sense-0.5b": 1113134904,
+    "coding-1.5b": 1715168296,
+    "math-1.5b": 1775193368,
+    "coding-7b": 1936310072,
+    "math-7b": 1936310072,
+    "multimodal-3b": 2409499352,
+}
+MINIMAL = """
+name = "x"
+description = ""
+[base]
+id = "some/base"
+config = { model_type = "qwen2" }
+[lora]
+rank = 2
+alpha = 4
+[condition]
+encoder = "some/encoder"
+prompts = 3
+length = 5
+[decoder]
+kernel_size = 3
+features = [[3, 5, 8], [7, 2, 4]]
+"""
+
+
+def test_the_papers_recipes_and_the_demos_are_there():
+    assert recipe_names() == sorted([*PARAMETERS, "demo"])
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts(name):
+    """Counts of the published code's models: any other shape or kernel size changes them."""
+    spec = Recipe.load(name).decoder
+    with torch.device("meta"):
+        decoder = HyperConvDecoder(spec.features, spec.kernel_size)
+    assert sum(parameter.numel() for parameter in decoder.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_generators_build(name):
+    """The layout derived from the base's config is exactly the decoder's last shape."""
+    recipe = Recipe.load(name)
+    assert recipe.name == name
+    with torch.device("meta"):
+        generator = Generator(GeneratorConfig.from_recipe(recipe))
+    layout = generator.layout
+    assert [layout.num_tokens, *layout.token_shape] == recipe.decoder.features[-1]
+    assert layout.base_model == recipe.base.id
+    assert (layout.rank, layout.lora_alpha) == (recipe.lora.rank, recipe.lora.alpha)
+    spec = recipe.condition
+    assert generator.decoder.condition_shape == (spec.prompts, spec.length, 384)
+    assert (generator.decoder.projection is not None) == (spec.projected_length is not None)
+    assert recipe.decoder.features[0][1] == (spec.projected_length or spec.length)
+
+
+def test_printed_token_sizes_leave_no_room_for_a_border():
+    """Writing it into (8, 128) all the same would destroy 26 % of the weights."""
+    recipe = Recipe.load("common-sense-0.5b")
+    border = dataclasses.replace(recipe, lora=dataclasses.replace(recipe.lora, scale="border"))
+    with torch.device("meta"), pytest.raises(InvalidInput, match=r"needs \(4296, 10, 130\)"):
+        Generator(GeneratorConfig.from_recipe(border))
+
+
+def test_a_recipe_from_a_file(tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text(MINIMAL)
+    recipe = Recipe.load(file)
+    assert recipe.condition.projected_length is None
+    assert recipe.lora.scale == "static"
+    assert from_table(Recipe, dataclasses.asdict(recipe), "again") == recipe
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("rank = 2", "rank = 0", "lora: rank: found 0, expected a positive integer"),
+        ("rank = 2", "rank = true", "lora: rank: found True, expected int"),
+        ("rank = 2", "", "lora: entry 'rank' is missing"),
+        ("rank = 2", "rank = 2\nrnk = 2", "lora: unknown entry 'rnk'"),
+        ("alpha = 4", "alpha = 4\nscale = 'log'", "lora: scale: found 'log', expected one of"),
+        ("length = 5", "length = 5\nprojected_length = '5'", "projected_length: found '5'"),
+        ("[7, 2, 4]", "[7, 2, 4.0]", r"decoder: features\[1\]\[2\]: found 4.0, expected int"),
+        ("[7, 2, 4]", "7", r"features\[1\]: found 7, expected a list"),
+        ("[lora]", "[lora", "not valid TOML"),
+        ("[lora]\nrank = 2\nalpha = 4", "", "entry 'lora' is missing"),
+        ("[lora]\nrank = 2\nalpha = 4", "[[lora]]\nrank = 2", "lora: expected a table"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, old, new, message):
+    """A misspelt or mistyped entry must not silently become a default."""
+    assert old in MINIMAL
+    file = tmp_path / "x.toml"
+    file.write_text(MINIMAL.replace(old, new))
+    with pytest.raises(InvalidInput, match=message) as caught:
+        Recipe.load(file)
+    assert str(file) in str(caught.value)
+
+
+def test_unknown_recipes_and_bases():
+    with pytest.raises(FileNotFoundError, match=r"common-sense-0\.5b"):
+        Recipe.load("common-sense")
+    recipe = Recipe.load("demo")
+    for config in ({"model_type": "no-such-model"}, {"hidden_size": 8}):
+        odd = dataclasses.replace(recipe, base=dataclasses.replace(recipe.base, config=config))
+        with pytest.raises(InvalidInput, match="recipe demo: the base's config"):
+            GeneratorConfig.from_recipe(odd)
