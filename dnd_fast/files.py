@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,17 +25,21 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     and other files stay. On any error nothing at ``path`` has changed and the sibling is gone.
 
     Raises:
-        OSError: the parent cannot be written, ``path`` is a file, or the disk is full.
+        OSError: the parent cannot be written, ``path`` is a file, one of the files is a folder
+            there, or the disk is full.
     """
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file; give a folder to write to.")
+    for folder in (path, *path.parents):
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is a file; give a folder to write to.")
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield staged
         for file in staged.iterdir():
             _sync(file)
+            if (path / file.name).is_dir():
+                raise IsADirectoryError(f"{path / file.name} is a folder; move it away.")
         if path.exists():
             for file in staged.iterdir():
                 file.replace(path / file.name)
@@ -58,7 +62,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise InvalidInput(f"{path} holds a {type(content).__name__}, expected an object.")
@@ -66,8 +70,16 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write an object as indented JSON with a final newline."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Write an object as indented JSON with a final newline.
+
+    Raises:
+        InvalidInput: there is something in it that JSON does not have.
+    """
+    try:
+        text = json.dumps(content, indent=2)
+    except TypeError as error:
+        raise InvalidInput(f"{path.name} cannot hold this: {error}.") from error
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
@@ -82,13 +94,48 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist.")
+        raise FileNotFoundError(f"{path} does not exist or is no file.")
     try:
         return load_file(path)
     except SafetensorError as error:
         raise InvalidInput(
             f"{path} is truncated or not a safetensors file ({error}); fetch or write it again."
         ) from error
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors, wherever they are and however strided.
+
+    Raises:
+        OSError: ``path`` cannot be written, or the disk is full.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    dense = {key: value.contiguous().cpu() for key, value in tensors.items()}
+    try:
+        save_file(dense, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # so it reports a full disk
+        raise OSError(f"{path.name} cannot be written: {error}") from error
+
+
+def check_weights(tensors: Mapping[str, Any], where: str = "") -> None:
+    """Raise unless all values are tensors of finite floating-point numbers.
+
+    Raises:
+        InvalidInput: the message names the first that is not, after ``where``.
+    """
+    import torch
+
+    for name, tensor in tensors.items():
+        found = tensor.dtype if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
+        if found not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise InvalidInput(
+                f"{where}{name} is {found}, expected a tensor of floating-point numbers in 16, 32 "
+                "or 64 bits."
+            )
+        if not tensor.isfinite().all():
+            raise InvalidInput(f"{where}{name} holds NaN or infinity; it is damaged.")
 
 
 def _sync(path: Path) -> None:

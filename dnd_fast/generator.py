@@ -12,15 +12,21 @@ from typing import Any, cast, overload
 
 import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors.torch import save_file
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from torch import Tensor, nn
 
 from dnd_fast.adapter import Adapter, lora_config
-from dnd_fast.condition import LengthProjection, TextEncoder
+from dnd_fast.condition import LengthProjection, TextEncoder, move
 from dnd_fast.decoder import HyperConvDecoder, Impl
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_folder, read_json, read_safetensors, write_json
+from dnd_fast.files import (
+    atomic_folder,
+    check_weights,
+    read_json,
+    read_safetensors,
+    write_json,
+    write_safetensors,
+)
 from dnd_fast.layout import TokenLayout
 from dnd_fast.prompts import read_prompts, sample_prompts
 from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
@@ -45,17 +51,17 @@ class GeneratorConfig:
         """Derive the layout from the recipe's base model.
 
         Raises:
-            InvalidInput: the base's config is unknown to transformers.
+            InvalidInput: the base's config is unknown to transformers, or unusable.
         """
         from transformers import AutoConfig
 
         try:
             base = AutoConfig.for_model(**recipe.base.config)
-        except (TypeError, ValueError) as error:
+            layout = TokenLayout.for_model(
+                base, recipe.lora.rank, lora_alpha=recipe.lora.alpha, scale=recipe.lora.scale
+            )
+        except (TypeError, ValueError, StrictDataclassError) as error:
             raise InvalidInput(f"recipe {recipe.name}: the base's config: {error}") from error
-        layout = TokenLayout.for_model(
-            base, recipe.lora.rank, lora_alpha=recipe.lora.alpha, scale=recipe.lora.scale
-        )
         layout.base_model = recipe.base.id
         return cls(recipe.condition, recipe.decoder, layout.to_dict())
 
@@ -97,6 +103,10 @@ class Generator(
             config.decoder.features, config.decoder.kernel_size, projection=projection
         )
         self.layout = TokenLayout.from_dict(config.layout)
+        if not isinstance(encoder, TextEncoder | None):
+            raise InvalidInput(
+                f"encoder is a {type(encoder).__name__}; load one by TextEncoder.from_pretrained()."
+            )
         self._encoder = encoder
         self.timings: dict[str, float] = {}
         first, last = self.decoder.features[0], self.decoder.features[-1]
@@ -137,8 +147,18 @@ class Generator(
         return self.decoder.device
 
     def encode(self, tasks: Sequence[Sequence[str]], *, cache: Path | None = None) -> Tensor:
-        """Embed N prompts for each task: ``[tasks, N, L, C]`` float32, before any projection."""
+        """Embed N prompts for each task: ``[tasks, N, L, C]`` float32, before any projection.
+
+        Raises:
+            InvalidInput: a task has not exactly N prompts, or one is unusable.
+        """
         spec = self.config.condition
+        for task in tasks:
+            if len(task) != spec.prompts:
+                raise InvalidInput(
+                    f"a task has {len(task)} prompts, the condition takes {spec.prompts}; see "
+                    "dnd_fast.prompts.sample_prompts."
+                )
         flat = [prompt for task in tasks for prompt in task]
         hidden = self.encoder.encode(flat, spec.length, padding=spec.padding, cache=cache)
         return hidden.unflatten(0, (len(tasks), spec.prompts))
@@ -172,7 +192,7 @@ class Generator(
 
         Raises:
             FileNotFoundError: there is no such file.
-            InvalidInput: prompts are missing, empty or of the wrong type.
+            InvalidInput: prompts are missing, empty or of the wrong type, or ``seed`` is.
         """
         several = isinstance(prompts, list) and any(isinstance(task, list) for task in prompts)
         tasks = [read_prompts(task) for task in cast(list, prompts if several else [prompts])]
@@ -215,7 +235,10 @@ class Generator(
 
         Raises:
             OSError: the folder cannot be written, or the disk is full.
+            InvalidInput: the layout has no statistics yet.
         """
+        if self.layout.scale == "static" and self.layout.mean is None:
+            raise InvalidInput("the layout has no mean and std: call layout.fit() before saving.")
         if kwargs.get("push_to_hub"):
             return super().save_pretrained(save_directory, **kwargs)
         with atomic_folder(save_directory) as folder:
@@ -223,8 +246,7 @@ class Generator(
         return None
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
-        save_file(tensors, save_directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_safetensors(save_directory / WEIGHTS_FILE, self.state_dict())
         write_json(save_directory / CONFIG_FILE, dataclasses.asdict(self.config))
 
     @classmethod
@@ -251,10 +273,17 @@ class Generator(
 
         Raises:
             FileNotFoundError: a folder without the two files, or an unknown hub id.
-            InvalidInput: a file is damaged or does not fit the other.
+            InvalidInput: a file is damaged or does not fit the other, or ``dtype`` is unusable.
         """
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise InvalidInput(f"dtype={dtype!r}: it must be a floating-point torch.dtype.")
         name = str(pretrained_model_name_or_path)
         folder = DEMO_MODELS / "generator" if name == "demo" else Path(name)
+        if name == "demo" and not folder.is_dir():
+            raise FileNotFoundError(
+                f"the embedded generator is missing at {folder}; install dnd-fast again, or "
+                "rebuild it: dnd-fast demo --retrain."
+            )
         if folder.is_dir():
             config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
             for file in (config_file, weights_file):
@@ -280,19 +309,25 @@ class Generator(
                 raise FileNotFoundError(
                     f"there is no generator folder {name!r}, and the hub gives none: {error}"
                 ) from error
-        config = from_table(GeneratorConfig, read_json(config_file), str(config_file))
-        if config.format_version != FORMAT_VERSION:
+        content = read_json(config_file)
+        version = content.get("format_version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
             raise InvalidInput(
-                f"{config_file}: format version {config.format_version}; this dnd-fast reads "
+                f"{config_file}: format version {version!r}; this dnd-fast reads "
                 f"{FORMAT_VERSION}. Update dnd-fast."
             )
-        with torch.device("meta"):
-            generator = cls(config, encoder=encoder)
+        config = from_table(GeneratorConfig, content, str(config_file))
+        try:
+            with torch.device("meta"):
+                generator = cls(config, encoder=encoder)
+        except InvalidInput as error:
+            raise InvalidInput(f"{config_file}: {error}") from error
         generator._load(read_safetensors(weights_file), str(weights_file))
         return generator.to(dtype)
 
     def _load(self, tensors: dict[str, Tensor], where: str) -> None:
         """Take over all weights and statistics, or raise and name what is wrong."""
+        check_weights(tensors, f"{where}: ")
         statistics = {name: tensors.pop(f"layout.{name}", None) for name in ("mean", "std")}
         if "decoder.criterion_weight" in tensors:
             shape = (1, self.layout.num_tokens, 1, 1)
@@ -305,9 +340,6 @@ class Generator(
                     f"{where} does not fit its config: {key} has shape "
                     f"{found.get(key, 'missing')}, expected {expected.get(key, 'nothing')}."
                 )
-        for key, value in tensors.items():
-            if not value.isfinite().all():
-                raise InvalidInput(f"{where}: {key} holds NaN or infinity.")
         mean, std = statistics["mean"], statistics["std"]
         if self.layout.scale == "static":
             if mean is None or std is None:
@@ -347,8 +379,5 @@ def generate(
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     generator.decoder.set_impl(impl)
     if device is not None:
-        try:
-            generator.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise InvalidInput(f"device={str(device)!r} cannot be used: {error}") from error
+        move(generator, device)
     return generator.generate(prompts, seed=seed)

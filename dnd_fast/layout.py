@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dnd_fast.errors import InvalidInput
+from dnd_fast.files import check_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -35,6 +36,13 @@ class LoraModule:
     name: str
     size_in: int
     size_out: int
+
+    def __post_init__(self) -> None:
+        for size in (self.size_in, self.size_out):
+            if type(size) is not int or size < 1:
+                raise InvalidInput(
+                    f"module {self.name!r} has a size of {size!r}; it must be a positive integer."
+                )
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,9 @@ class TokenLayout(nn.Module):
         token_shape: (Lw, Cw) = (r, chunk), plus two each in border mode.
         mean: ``[Nw, Lw, Cw]`` float32, or None.
         std: ``[Nw, 1, 1]`` float32, or None.
+
+    Raises:
+        InvalidInput: an argument is unusable; the message names it.
     """
 
     mean: Tensor | None
@@ -92,10 +103,22 @@ class TokenLayout(nn.Module):
         super().__init__()
         if type(rank) is not int or rank < 1:
             raise InvalidInput(f"rank={rank!r}: it must be a positive integer.")
+        if type(lora_alpha) not in (int, float) or not 0 < lora_alpha < math.inf:
+            raise InvalidInput(f"lora_alpha={lora_alpha!r}: it must be a positive number.")
+        if not isinstance(base_model, str | None):
+            raise InvalidInput(f"base_model={base_model!r}: it must be a path or hub id.")
+        targets = target_modules if isinstance(target_modules, list) else [target_modules]
+        if not all(isinstance(name, str) for name in targets):
+            raise InvalidInput(
+                f"target_modules={target_modules!r}: it must be a list of names or one regex."
+            )
         if scale not in get_args(Scale):
             raise InvalidInput(f"scale={scale!r} is unknown; choose one of {get_args(Scale)}.")
         if not modules:
             raise InvalidInput("the layout has no modules to adapt.")
+        names = [module.name for module in modules]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise InvalidInput(f"the layout has module {repeated[0]!r} more than once.")
         sizes = [size for module in modules for size in (module.size_in, module.size_out)]
         self.chunk = math.gcd(*sizes) if chunk is None else chunk
         if type(self.chunk) is not int or self.chunk < 1:
@@ -262,15 +285,20 @@ class TokenLayout(nn.Module):
             tokens: ``[adapters, Nw, Lw, Cw]``, tokenised by this layout before its first fit.
 
         Raises:
-            InvalidInput: in border mode, or when the shape does not fit.
+            InvalidInput: in border mode, when the shape does not fit, or when there are no
+                adapters or damaged ones.
         """
         if self.scale != "static":
             raise InvalidInput("only scale='static' has statistics to fit.")
-        if tokens.ndim != 4 or tuple(tokens.shape[1:]) != (self.num_tokens, *self.token_shape):
+        expected = (self.num_tokens, *self.token_shape)
+        if tokens.ndim != 4 or tuple(tokens.shape[1:]) != expected or not len(tokens):
             raise InvalidInput(
                 f"the collection has shape {list(tokens.shape)}, expected [adapters, "
-                f"{self.num_tokens}, {self.token_shape[0]}, {self.token_shape[1]}]."
+                f"{', '.join(map(str, expected))}] and at least one adapter."
             )
+        # Padding is NaN in every adapter; anything else must be a number in every adapter.
+        if tokens.isinf().any() or (tokens.isnan() != tokens[0].isnan()).any():
+            raise InvalidInput("the collection holds NaN or infinity; an adapter is damaged.")
         # Relative to the first adapter, so that a chunk that never varies gets a std of exactly 0.
         offsets = tokens.double() - tokens[0].double()
         mean = offsets.mean(0)
@@ -282,8 +310,10 @@ class TokenLayout(nn.Module):
         """Set mean ``[Nw, Lw, Cw]`` and std ``[Nw, 1, 1]`` (kept in float32; static mode).
 
         Raises:
-            InvalidInput: wrong shape, not finite, or a negative std.
+            InvalidInput: border mode, wrong shape, not finite, or a negative std.
         """
+        if self.scale != "static":
+            raise InvalidInput("only scale='static' has a mean and std to set.")
         for name, value, shape in (
             ("mean", mean, (self.num_tokens, *self.token_shape)),
             ("std", std, (self.num_tokens, 1, 1)),
@@ -332,6 +362,10 @@ class TokenLayout(nn.Module):
 
     def _match(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors under this layout's own keys, checked."""
+        if not isinstance(state_dict, Mapping):
+            raise InvalidInput(
+                f"the tensors of an adapter are needed, by name; got a {type(state_dict).__name__}."
+            )
         given = {_canonical(key): (key, tensor) for key, tensor in state_dict.items()}
         shapes = self.tensor_shapes()
         wanted = {_canonical(key): key for key in shapes}
@@ -344,6 +378,7 @@ class TokenLayout(nn.Module):
                 f"the adapter does not fit this layout: {_some('missing', missing)}, "
                 f"{_some('unexpected', unexpected)}, {_some('repeated', repeated)}."
             )
+        check_weights(dict(given.values()))
         lead = given[next(iter(wanted))][1].shape[:-2]
         tensors = {}
         for canonical, key in wanted.items():
@@ -353,8 +388,6 @@ class TokenLayout(nn.Module):
                     f"{name} has shape {list(tensor.shape)}, this layout needs "
                     f"{[*lead, *shapes[key]]}."
                 )
-            if not tensor.isfinite().all():
-                raise InvalidInput(f"{name} holds NaN or infinity; the adapter is damaged.")
             tensors[key] = tensor
         return tensors
 
@@ -379,8 +412,13 @@ def _find_modules(
 
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
         if type(config) in auto._model_mapping:
-            with torch.device("meta"):
-                model = auto.from_config(config)
+            try:
+                with torch.device("meta"):
+                    model = auto.from_config(config)
+            except Exception as error:  # sizes that contradict one another raise any type
+                raise InvalidInput(
+                    f"this {type(config).__name__} describes no model: {error}"
+                ) from error
             break
     else:
         raise InvalidInput(

@@ -41,6 +41,8 @@ def read_prompts(source: str | os.PathLike[str] | Sequence[str]) -> list[str]:
             raise InvalidInput(f"{where}[{i}] is a {type(prompt).__name__}, expected a string.")
         if not prompt.strip():
             raise InvalidInput(f"{where}[{i}] is empty; remove it.")
+        if prompt.encode(errors="ignore").decode() != prompt:
+            raise InvalidInput(f"{where}[{i}] holds half a surrogate pair, which is no text.")
     return prompts
 
 
@@ -49,7 +51,12 @@ def sample_prompts(prompts: Sequence[str], count: int, seed: int) -> list[str]:
 
     With fewer prompts than ``count``, all are taken, the rest is drawn with replacement, and a
     warning says so.
+
+    Raises:
+        InvalidInput: ``seed`` is no integer.
     """
+    if not isinstance(seed, int):
+        raise InvalidInput(f"seed={seed!r}: it must be an integer.")
     rng = random.Random(seed)
     if len(prompts) >= count:
         return rng.sample(list(prompts), count)
@@ -82,7 +89,7 @@ def _read_file(path: Path) -> list[str]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidInput(f"{path}, line {number}: not valid JSON ({error}).") from error
         if not isinstance(record, dict) or "prompt" not in record:
             raise InvalidInput(f"{path}, line {number}: there is no key 'prompt' in it.")

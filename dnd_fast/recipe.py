@@ -99,7 +99,7 @@ class Recipe:
             )
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidInput(f"{path} is not valid TOML: {error}") from error
         return from_table(cls, table, str(path))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from dnd_fast.condition import LengthProjection
 from dnd_fast.decoder import HyperConvDecoder
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import read_safetensors
+from dnd_fast.files import check_weights, read_safetensors
 from dnd_fast.generator import Generator, GeneratorConfig
 from dnd_fast.recipe import DecoderSpec, Recipe
 
@@ -74,9 +73,7 @@ def load_decoder(
             f"this is no released decoder: missing {missing or 'nothing'}, "
             f"unexpected {unexpected or 'nothing'}."
         )
-    for key, value in state.items():
-        if not value.isfinite().all():
-            raise InvalidInput(f"{key} holds NaN or infinity; the checkpoint is damaged.")
+    check_weights(state)
     decoder = _empty_decoder(state, count, projection)
     renamed = {new: state[old] for old, new in wanted.items()}
     for new, expected in decoder.state_dict().items():
@@ -120,13 +117,18 @@ def load_generator(source: str | Path | Mapping[str, Any], recipe: Recipe) -> Ge
 
 def _count_blocks(state: Mapping[str, Tensor]) -> int:
     found = [re.match(r"decoder\.module_list\.(\d+)\.", key) for key in state]
-    numbers = [int(match[1]) for match in found if match]
+    numbers = {int(match[1]) for match in found if match}
     if not numbers:
         raise InvalidInput(
             "this is no released decoder: no key starts with decoder.module_list.0; found "
             f"{', '.join(sorted(state)[:3]) or 'nothing'}."
         )
-    return max(numbers) + 1
+    if gap := sorted(set(range(len(numbers))) - numbers):
+        raise InvalidInput(
+            f"this is no released decoder: missing decoder.module_list.{gap[0]}, found "
+            f"decoder.module_list.{max(numbers)}."
+        )
+    return len(numbers)
 
 
 def _empty_decoder(
@@ -164,13 +166,14 @@ def _read(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: Any = read_safetensors(path)
         else:
-            try:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-            except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-                raise InvalidInput(
-                    f"{path} is damaged, or holds objects beside tensors, which could run code and "
-                    f"are never loaded: {error}"
-                ) from error
+            with path.open("rb") as file:
+                try:
+                    content = torch.load(file, map_location="cpu", weights_only=True)
+                except Exception as error:  # of many types; some advise to load it unsafely
+                    raise InvalidInput(
+                        f"{path} is damaged, or holds objects beside tensors, which could run code "
+                        "and are never loaded. Fetch it again, or have its state dict alone saved."
+                    ) from error
     else:
         content = source
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
@@ -180,9 +183,6 @@ def _read(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     state = {}
     for key, value in content.items():
         name = str(key).removeprefix("model.")
-        if name.startswith(IGNORED_PREFIX):
-            continue
-        if not isinstance(value, Tensor):
-            raise InvalidInput(f"{key} is a {type(value).__name__}, expected a tensor.")
-        state[name] = value
+        if not name.startswith(IGNORED_PREFIX):
+            state[name] = value
     return state

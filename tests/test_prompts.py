@@ -97,9 +97,10 @@ def test_a_drawn_sample_never_changes():
 
 def test_too_few_prompts_are_repeated():
     """All of them are used, and the user is told."""
-    with pytest.warns(UserWarning, match="takes 7 prompts and got 3"):
-        drawn = sample_prompts(PROMPTS, 7, 0)
-    with pytest.warns(UserWarning, match="takes 7 prompts"):
-        assert drawn == sample_prompts(PROMPTS, 7, 0)
-    assert len(drawn) == 7
-    assert set(drawn) == set(PROMPTS)
+    for seed in range(20):
+        with pytest.warns(UserWarning, match="takes 4 prompts and got 3"):
+            drawn = sample_prompts(PROMPTS, 4, seed)
+        with pytest.warns(UserWarning, match="takes 4 prompts"):
+            assert drawn == sample_prompts(PROMPTS, 4, seed)
+        assert len(drawn) == 4
+        assert set(drawn) == set(PROMPTS)

@@ -47,7 +47,7 @@ class FitSpec:
     batch: int = 16
     examples: int = 6
     weight_decay: float = 0.1
-    dropout: float = 0.1
+    dropout: float = 0.2
     noise: float = 1e-4
 
 

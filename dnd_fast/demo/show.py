@@ -32,12 +32,13 @@ def show(console: Console, out: Path) -> dict[str, Any]:
         parts; ``held_out``: the same over all held-out tasks.
     """
     start = time.perf_counter()
-    tasks = split_tasks(SHIPPED_SEED)["test"]
+    split = split_tasks(SHIPPED_SEED)
+    tasks, combinations = split["test"], sum(map(len, split.values()))
     task, other = tasks[SHOWN], tasks[SHOWN + 1]
     generator = Generator.from_pretrained("demo")
     _ = generator.encoder
     base = AutoModelForCausalLM.from_pretrained(DEMO_MODELS / "base", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODELS / "base")
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODELS / "tokenizer")
     loading = time.perf_counter() - start
 
     def prompts_of(which: Task) -> list[str]:
@@ -46,8 +47,8 @@ def show(console: Console, out: Path) -> dict[str, Any]:
 
     console.rule("A task that the generator never saw")
     console.print(
-        f"Skill, answer format and words: [bold]{task}[/bold]. Of the 100 combinations of skill "
-        "and format, this one and eleven others were kept out of training.\nAll that the generator "
+        f"Skill, answer format and words: [bold]{task}[/bold]. Of {combinations} combinations of "
+        f"skill and format, this one and {len(tasks) - 1} others were kept for testing.\nAll that the generator "
         "gets are these prompts, without any answers:\n"
     )
     for prompt in prompts_of(task):

@@ -60,7 +60,7 @@ class Format:
         return self.apply(inside) == response and not set(inside) & set(DECORATION)
 
 
-DECORATION = '[]*"!(){}.#>'
+DECORATION = '[]*"!(){}.#>?/~@$'
 
 
 def _next_letter(letter: str) -> str:
@@ -305,6 +305,56 @@ FORMATS = {
             "following an arrow sign",
             "with an arrow before it",
             "and start with an arrow",
+        ),
+    ),
+    "question": Format(
+        "",
+        "?",
+        (
+            "with a question mark",
+            "and sound unsure",
+            "ending in a question mark",
+            "as a question",
+        ),
+    ),
+    "slashes": Format(
+        "/",
+        "/",
+        (
+            "between slashes",
+            "with a slash on both sides",
+            "surrounded by slashes",
+            "and add slashes around",
+        ),
+    ),
+    "tildes": Format(
+        "~",
+        "~",
+        (
+            "between tildes",
+            "with a tilde on both sides",
+            "surrounded by tildes",
+            "and add tildes around",
+        ),
+    ),
+    "handle": Format(
+        "@",
+        "",
+        (
+            "after an at sign",
+            "as a handle",
+            "with an at sign before it",
+            "and start with an at sign",
+        ),
+    ),
+    "price": Format(
+        "$",
+        "",
+        (
+            "after a dollar sign",
+            "as a price",
+            "with a dollar sign before it",
+            "and start with a dollar sign",
         ),
     ),
 }

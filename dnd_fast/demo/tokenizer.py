@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dnd_fast.demo.tasks import FORMATS, SKILLS, instruction_words
 
-CHARACTERS = string.ascii_letters + string.digits + " -[]*\"!>(){}.,?'#\n"
+CHARACTERS = string.ascii_letters + string.digits + " -[]*\"!>(){}.#?/~@$,'\n"
 # Control tokens that tell the base, in pretraining alone, which behaviour is wanted.
 TAGS = [f"<skill:{name}>" for name in SKILLS] + [f"<format:{name}>" for name in FORMATS]
 CHAT_TEMPLATE = (

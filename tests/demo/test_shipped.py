@@ -26,7 +26,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(DEMO_MODELS / "base")
+    return AutoTokenizer.from_pretrained(DEMO_MODELS / "tokenizer")
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def test_splits_share_no_combination(seed):
     parts = split_tasks(seed)
     combinations = [(t.skill, t.format) for part in parts.values() for t in part]
     assert len(combinations) == len(set(combinations)) == len(SKILLS) * len(FORMATS)
-    assert [len(parts[name]) for name in ("train", "validation", "test")] == [80, 8, 12]
+    assert [len(parts[name]) for name in ("train", "validation", "test")] == [130, 8, 12]
     for attribute, names in (("skill", SKILLS), ("format", FORMATS)):
         assert {getattr(task, attribute) for task in parts["train"]} == set(names)
 

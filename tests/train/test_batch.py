@@ -27,7 +27,7 @@ EXAMPLES = [
 def new_model():
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=332,
+        vocab_size=350,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -133,7 +133,7 @@ def test_exact_match_is_greedy_decoding(tokenizer, adapters):
         for prompt, _ in group
     ]
     changed = sequences[3].ids
-    changed[-1] = (changed[-1] + 1) % 332
+    changed[-1] = (changed[-1] + 1) % 350
     batch = collate(sequences).view(3, 2)
     assert exact_match(base, batch, adapters, 2.0).tolist() == [1.0, 0.5, 1.0]
 
