@@ -232,13 +232,13 @@ class Adapter:
         return PeftConfig.from_peft_type(**{**self.config, "inference_mode": True})
 
     def _check_fits(self, model: nn.Module) -> None:
-        from peft.tuners.tuners_utils import check_target_module_exists
+        from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 
         linears = {}
         for name, module in model.named_modules():
-            weight = getattr(module, "weight", None)
-            if isinstance(module, nn.Embedding) or ".lora_" in name:
+            if isinstance(module, nn.Embedding | BaseTunerLayer) or ".lora_" in name:
                 continue
+            weight = getattr(module, "weight", None)
             if weight is not None and weight.ndim == 2:
                 linears[name.removesuffix(".base_layer")] = weight.shape
         for module in self.modules:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.markup import escape
 
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_folder, write_json
+
+if TYPE_CHECKING:
+    from dnd_fast.kernels.plan import DecoderPlan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,6 +38,15 @@ class Impl(StrEnum):
     auto = "auto"
     triton = "triton"
     torch = "torch"
+
+
+class PlanDevice(StrEnum):
+    """Whose rates a plan assumes."""
+
+    here = "here"
+    cpu = "cpu"
+    a100 = "a100"
+    h200 = "h200"
 
 
 @app.command()
@@ -105,6 +117,30 @@ def info(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or .toml file.")],
+    device: Annotated[
+        PlanDevice, typer.Option(help="'here' measures this machine for two seconds.")
+    ] = PlanDevice.here,
+    batch: Annotated[int, typer.Option(help="Adapters per pass.")] = 1,
+    memory: Annotated[float | None, typer.Option(help="GB for the convolutions' weights.")] = None,
+) -> None:
+    """Show which algorithm would run each convolution of a decoder, and its predicted time."""
+    from dnd_fast.kernels.plan import PROFILES, calibrate, plan_decoder
+    from dnd_fast.recipe import Recipe
+
+    spec = Recipe.load(recipe).decoder
+    profile = calibrate() if device is PlanDevice.here else PROFILES[device.value]
+    limit = None if memory is None else 1e9 * memory
+    try:
+        chosen = plan_decoder(spec.features, spec.kernel_size, profile, batch=batch, memory=limit)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    direct = plan_decoder(spec.features, spec.kernel_size, profile, batch=batch, algorithm="direct")
+    _print_plan(chosen, direct, f"{recipe}, batch {batch}, on {profile.name}")
+
+
+@app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A released .pth or .safetensors file.")],
     recipe: Annotated[str, typer.Option(help="What it was trained for: a recipe's name or file.")],
@@ -158,6 +194,37 @@ def main() -> None:
         message = f"[red]error:[/red] {escape(str(error))}"
         Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _print_plan(chosen: DecoderPlan, direct: DecoderPlan, title: str) -> None:
+    from rich.table import Table
+
+    table = Table(title=title, box=None)
+    table.add_column("convolution")
+    for name in ("size", "channels", "DFT", "tiles", "GFLOP", "MB", "ms", "share"):
+        table.add_column(name, justify="right")
+    for each in chosen.convolutions:
+        shape, tiles = each.shape, each.tiles
+        table.add_row(
+            shape.name,
+            f"{shape.height}x{shape.width}",
+            f"{shape.channels_in}→{shape.channels_out}",
+            f"{tiles.height.dft}x{tiles.width.dft}" if tiles else "direct",
+            str(tiles.tiles) if tiles else "",
+            f"{each.flops / 1e9:.1f}",
+            f"{each.weight_bytes / 1e6:.0f}",
+            f"{1e3 * each.seconds:.3g}",
+            f"{each.seconds / chosen.seconds:.0%}",
+        )
+    console.print(table)
+    console.print("MB: of the weights as used. ms: predicted, like all times here.")
+    for label, each_plan in (("this plan", chosen), ("all direct", direct)):
+        flops = sum(each.flops for each in each_plan.convolutions)
+        console.print(
+            f"{label}: {flops / 1e12:.2f} TFLOP, weights {each_plan.weight_bytes / 1e9:.2f} GB, "
+            f"predicted {1e3 * each_plan.seconds:.3g} ms"
+        )
+    console.print(f"predicted speed-up over direct: {direct.seconds / chosen.seconds:.1f}x")
 
 
 def _describe_adapter(source: str) -> dict[str, Any]:

@@ -6,14 +6,16 @@ Source: Drag-and-Drop LLMs, section 2.5 and appendix A.3 (equation 5, Table 8).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from dnd_fast.condition import LengthProjection
 from dnd_fast.errors import InvalidInput
-from dnd_fast.kernels.reference import LAYER_NORM_EPS, hyper_conv_block
+from dnd_fast.kernels.fft_conv import FFTConvPlan, fft_conv2d, transform_weight
+from dnd_fast.kernels.plan import PROFILES, DecoderPlan, decoder_convolutions, plan_decoder
+from dnd_fast.kernels.reference import LAYER_NORM_EPS, direct, hyper_conv_block
 
 Impl = Literal["auto", "triton", "torch"]
 Shape = tuple[int, int, int]
@@ -44,6 +46,21 @@ class HyperConvBlock(nn.Module):
         self.b_width = conv(c_in, c_out)
         self.bias = nn.Parameter(torch.zeros(l_out, c_out))
         self.layerwise = conv(n_in, n_out, bias=True)
+        self.set_tiles({}, cached=False)
+
+    @torch.no_grad()
+    def set_tiles(self, tiles: dict[str, FFTConvPlan], *, cached: bool) -> None:
+        """Run the named convolutions in the transform domain, all others directly.
+
+        With ``cached`` their weights are transformed now, for calls without gradients, and kept
+        beside the weights themselves.
+        """
+        self.tiles = tiles
+        self._transformed: dict[str, tuple[tuple[int, int], Tensor]] = {}
+        for name, plan in tiles.items() if cached else ():
+            weight = getattr(self, name).weight
+            transformed = transform_weight(weight.to(_compute_dtype(weight)), plan)
+            self._transformed[name] = (_state_of(weight), transformed)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, N, L, C]`` -> ``[B, N', L', C']``."""
@@ -59,7 +76,24 @@ class HyperConvBlock(nn.Module):
             self.bias,
             self.layerwise.weight,
             self.layerwise.bias,
+            self._convolve,
         )
+
+    def _convolve(self, name: str, x: Tensor, weight: Tensor) -> Tensor:
+        if name not in self.tiles:
+            return direct(name, x, weight)
+        dtype = _compute_dtype(weight)
+        state, transformed = self._transformed.get(name, (None, None))
+        if transformed is None or torch.is_grad_enabled():
+            used = weight.to(dtype)
+        elif state == _state_of(weight):
+            used = transformed
+        else:
+            raise InvalidInput(
+                f"the weights of {name} have changed since they were transformed: call set_plan() "
+                "again."
+            )
+        return fft_conv2d(x.to(dtype), used, self.tiles[name]).to(x.dtype)
 
 
 class HyperConvDecoder(nn.Module):
@@ -126,6 +160,50 @@ class HyperConvDecoder(nn.Module):
         """Where the parameters are."""
         return next(self.parameters()).device
 
+    def set_plan(
+        self,
+        plan: DecoderPlan | Literal["direct", "fft"],
+        *,
+        weights: Literal["streamed", "cached"] = "streamed",
+    ) -> None:
+        """Choose the algorithm of every convolution.
+
+        Transform-domain convolutions compute in float32 (float64 for float64 weights) and have
+        no second derivatives.
+
+        Args:
+            plan: of :func:`dnd_fast.kernels.plan.plan_decoder` for this decoder's shapes, or one
+                algorithm for all.
+            weights: ``"streamed"`` transforms weights at every call; ``"cached"`` once, now, and
+                keeps the result for calls without gradients.
+
+        Raises:
+            InvalidInput: the plan is for other shapes, or a word is unknown.
+        """
+        if weights not in ("streamed", "cached"):
+            raise InvalidInput(f"weights={weights!r}; choose 'streamed' or 'cached'.")
+        shapes = decoder_convolutions(self.features, self.kernel_size)
+        if plan in ("direct", "fft"):
+            profile = PROFILES["cpu"]
+            plan = plan_decoder(self.features, self.kernel_size, profile, algorithm=plan)
+        if not isinstance(plan, DecoderPlan):
+            raise InvalidInput(f"plan={plan!r}: give a DecoderPlan, 'direct' or 'fft'.")
+        if [choice.shape for choice in plan.convolutions] != shapes:
+            raise InvalidInput(
+                f"the plan is for another decoder; this one has features {self.features} and "
+                f"kernel size {self.kernel_size}."
+            )
+        blocks = cast(Sequence[HyperConvBlock], self.blocks)
+        for index, block in enumerate(blocks):
+            block.set_tiles(
+                {
+                    choice.shape.name.partition(".")[2]: choice.tiles
+                    for choice in plan.convolutions[5 * index : 5 * index + 5]
+                    if choice.tiles is not None
+                },
+                cached=weights == "cached",
+            )
+
     def set_impl(self, impl: Impl, *, compile: bool = False) -> None:
         """Choose how the blocks run; see the class's arguments."""
         if impl not in get_args(Impl):
@@ -181,6 +259,15 @@ class HyperConvDecoder(nn.Module):
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, impl={self.impl!r}"
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def _state_of(weight: Tensor) -> tuple[int, int]:
+    """Changes when a tensor is replaced or written to."""
+    return weight.data_ptr(), weight._version
 
 
 def _check_features(features: Sequence[Sequence[int]]) -> tuple[Shape, ...]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
@@ -27,6 +27,7 @@ from dnd_fast.files import (
     write_json,
     write_safetensors,
 )
+from dnd_fast.kernels.plan import DecoderPlan, calibrate, plan_decoder
 from dnd_fast.layout import TokenLayout
 from dnd_fast.prompts import read_prompts, sample_prompts
 from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
@@ -162,6 +163,40 @@ class Generator(
         flat = [prompt for task in tasks for prompt in task]
         hidden = self.encoder.encode(flat, spec.length, padding=spec.padding, cache=cache)
         return hidden.unflatten(0, (len(tasks), spec.prompts))
+
+    def prepare(
+        self,
+        *,
+        batch: int = 1,
+        memory: float | None = None,
+        weights: Literal["cached", "streamed"] = "cached",
+    ) -> DecoderPlan:
+        """Measure the device for two seconds and plan the decoder's convolutions for it.
+
+        Args:
+            batch: tasks per pass.
+            memory: bytes that transformed weights may take, beside the weights themselves.
+            weights: see :meth:`dnd_fast.decoder.HyperConvDecoder.set_plan`.
+
+        Returns:
+            The plan, which the decoder follows from now on.
+
+        Raises:
+            InvalidInput: nothing fits into ``memory``, or ``weights`` is unknown.
+        """
+        spec = self.config.decoder
+        try:
+            plan = plan_decoder(
+                spec.features,
+                spec.kernel_size,
+                calibrate(self.device),
+                batch=batch,
+                memory=memory,
+            )
+        except ValueError as error:
+            raise InvalidInput(str(error)) from error
+        self.decoder.set_plan(plan, weights=weights)
+        return plan
 
     def forward(self, condition: Tensor) -> Tensor:
         """``[B, N, L, C]`` float32 embeddings -> ``[B, Nw, Lw, Cw]`` tokens; differentiable."""
@@ -377,7 +412,8 @@ def generate(
     if not isinstance(generator, Generator):
         generator = Generator.from_pretrained(generator)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    generator.decoder.set_impl(impl)
+    if impl != generator.decoder.impl:
+        generator.decoder.set_impl(impl)
     if device is not None:
         move(generator, device)
     return generator.generate(prompts, seed=seed)

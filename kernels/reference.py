@@ -7,10 +7,19 @@ adds a tanh on the second path.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn.functional import conv2d, layer_norm
 
 LAYER_NORM_EPS = 1e-5
+# Name of the convolution, input [B, C, H, W], weight [C', C, k, k] -> [B, C', H, W].
+Convolve = Callable[[str, Tensor, Tensor], Tensor]
+
+
+def direct(name: str, x: Tensor, weight: Tensor) -> Tensor:
+    """``conv2d`` with "same" padding, whatever the convolution's name."""
+    return conv2d(x, weight, padding=weight.shape[-1] // 2)
 
 
 def hyper_conv_block(
@@ -24,6 +33,7 @@ def hyper_conv_block(
     bias: Tensor,
     layerwise: Tensor,
     layerwise_bias: Tensor,
+    convolve: Convolve = direct,
 ) -> Tensor:
     """Map ``[B, N, L, C]`` to ``[B, N', L', C']``; all tensors share one float dtype and device.
 
@@ -42,18 +52,19 @@ def hyper_conv_block(
         bias: ``[L', C']``.
         layerwise: ``[N', N, k, k]``.
         layerwise_bias: ``[N']``.
+        convolve: runs each convolution; given the name of its weight among these arguments.
 
     Returns:
         ``[B, N', L', C']``, with ``x`` added when the two shapes are equal.
     """
-    padding = a_width.shape[-1] // 2
     normed = layer_norm(x, norm_weight.shape, norm_weight, norm_bias, LAYER_NORM_EPS)
 
-    a = conv2d(normed.permute(0, 3, 2, 1), a_width, padding=padding)  # [B, C', L, N]
-    a = conv2d(a.permute(0, 2, 3, 1), a_height, padding=padding)  # [B, L', N, C']
-    b = conv2d(normed.permute(0, 2, 1, 3), b_height, padding=padding)  # [B, L', N, C]
-    b = conv2d(b.permute(0, 3, 1, 2), b_width, padding=padding)  # [B, C', L', N]
+    a = convolve("a_width", normed.permute(0, 3, 2, 1), a_width)  # [B, C', L, N]
+    a = convolve("a_height", a.permute(0, 2, 3, 1), a_height)  # [B, L', N, C']
+    b = convolve("b_height", normed.permute(0, 2, 1, 3), b_height)  # [B, L', N, C]
+    b = convolve("b_width", b.permute(0, 3, 1, 2), b_width)  # [B, C', L', N]
 
     mixed = (a.permute(0, 2, 1, 3) + b.permute(0, 3, 2, 1).tanh() + bias) / 3  # [B, N, L', C']
-    out = conv2d(mixed, layerwise, layerwise_bias, padding=padding)  # [B, N', L', C']
+    out = convolve("layerwise", mixed, layerwise)  # [B, N', L', C']
+    out = out + layerwise_bias[:, None, None]
     return x + out if out.shape == x.shape else out

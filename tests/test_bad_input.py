@@ -1,7 +1,7 @@
 """Whatever is handed in: a clear error of one of two kinds, and nothing half-written.
 
-Unusable input is an InvalidInput that names it; a failure of the system stays an OSError. Every
-table has a twin that shows the same call succeeding on good input.
+Unusable input is an InvalidInput that names it; a failure of the system stays an OSError. Most
+tests make the same call with good input first, so that nothing else can be what fails.
 """
 
 import copy
@@ -37,6 +37,7 @@ from dnd_fast import generator as generator_module
 from dnd_fast.adapter import Adapter
 from dnd_fast.cli import main
 from dnd_fast.condition import LengthProjection
+from dnd_fast.demo import show
 from dnd_fast.generator import GeneratorConfig
 from dnd_fast.layout import LoraModule
 from dnd_fast.prompts import read_prompts
@@ -1169,7 +1170,8 @@ def test_command_lines(monkeypatch, command, message):
 
 
 def test_the_demo_without_its_files(monkeypatch, tmp_path):
-    monkeypatch.setattr(generator_module, "DEMO_MODELS", tmp_path)
+    for module in (generator_module, show):
+        monkeypatch.setattr(module, "DEMO_MODELS", tmp_path)
     code, found = run(monkeypatch, "demo", "--out", tmp_path / "new")
     assert code == 1
     assert "the embedded generator is missing" in found
@@ -1178,8 +1180,6 @@ def test_the_demo_without_its_files(monkeypatch, tmp_path):
 
 def test_the_demos_figures(monkeypatch, tmp_path):
     """An old file of figures survives a full disk, and a folder in its place is named."""
-    from dnd_fast.demo import show
-
     monkeypatch.setattr(show, "show", lambda console, out: {"base": "x" * 1000})
     file = tmp_path / "figures.json"
     file.write_text("old")

@@ -8,6 +8,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
+from dnd_fast import InvalidInput
 from dnd_fast.cli import app
 
 runner = CliRunner()
@@ -46,6 +47,15 @@ def test_generate_and_info(prompts, tmp_path):
     assert "24,576" in result.output  # parameters
     result = runner.invoke(app, ["info", "demo"])
     assert "8 prompts of 24 tokens" in result.output
+
+
+def test_plan():
+    result = runner.invoke(app, ["plan", "coding-7b", "--device", "h200"])
+    assert result.exit_code == 0, result.output
+    assert "21x18" in result.output  # 64 tiles without padding for the largest layer
+    assert "all direct: 49.93 TFLOP" in result.output
+    small = runner.invoke(app, ["plan", "demo", "--device", "cpu", "--memory", "1e-9"])
+    assert isinstance(small.exception, InvalidInput)
 
 
 def test_errors_are_one_line_and_no_traceback(tmp_path):

@@ -1,10 +1,16 @@
 """The decoder as a module; its numbers are held to the published code in test_released.py."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from dnd_fast import HyperConvDecoder
+from dnd_fast import HyperConvDecoder, InvalidInput, load_decoder
 from dnd_fast.condition import LengthProjection
+from dnd_fast.kernels.plan import PROFILES, plan_decoder
+
+GOLDEN = Path(__file__).parent / "golden"
 
 FEATURES = [(3, 5, 4), (3, 4, 6), (5, 4, 6), (5, 4, 6)]
 
@@ -13,6 +19,13 @@ FEATURES = [(3, 5, 4), (3, 4, 6), (5, 4, 6), (5, 4, 6)]
 def decoder():
     torch.manual_seed(0)
     return HyperConvDecoder(FEATURES, 3)
+
+
+@pytest.fixture(params=["decoder_tiny_k3", "decoder_tiny_k9"])
+def golden_decoder(request):
+    tensors = load_file(GOLDEN / f"{request.param}.safetensors")
+    state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
+    return load_decoder(state), tensors
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -61,3 +74,52 @@ def test_projection_comes_first(decoder):
     x = torch.randn(2, 3, 9, 4)
     assert projected.condition_shape == (3, 9, 4)
     torch.testing.assert_close(projected(x), decoder(projection(x)))
+
+
+@pytest.mark.parametrize("weights", ["streamed", "cached"])
+def test_golden_decoders_in_the_transform_domain(golden_decoder, weights):
+    """The DFT forced for every convolution must give the published numbers too."""
+    decoder, tensors = golden_decoder
+    decoder.set_plan("fft", weights=weights)
+    assert all(len(block.tiles) == 5 for block in decoder.blocks)
+    with torch.no_grad():
+        found = decoder(tensors["input"])
+        assert (found - tensors["output"]).norm() <= 1e-5 * tensors["output"].norm()
+        decoder.double().set_plan("fft", weights=weights)
+        found = decoder(tensors["input"].double())
+    expected = tensors["output_fp64"]
+    assert (found - expected).norm() <= 1e-12 * expected.norm()
+
+
+def test_training_gradients_in_the_transform_domain(decoder):
+    x = torch.randn(2, 3, 5, 4)
+    gradients = []
+    for plan in ("direct", "fft"):
+        decoder.set_plan(plan, weights="cached")
+        decoder.zero_grad()
+        decoder(x).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in decoder.parameters()])
+    for expected, found in zip(*gradients, strict=True):
+        # The next LayerNorm cancels a layer-wise bias: its gradient is nothing but rounding.
+        assert (found - expected).norm() <= 1e-4 * max(expected.norm(), 1e-3)
+
+
+def test_a_cached_transform_is_never_stale(decoder):
+    """Weights that changed after their transform must not be served from the cache."""
+    decoder.set_plan("fft", weights="cached")
+    x = torch.randn(1, 3, 5, 4)
+    with torch.no_grad():
+        decoder(x)
+        decoder.blocks[1].a_width.weight.mul_(2)
+        with pytest.raises(InvalidInput, match=r"a_width have changed .* call set_plan"):
+            decoder(x)
+    decoder.set_plan("direct")
+    decoder(x)
+
+
+def test_a_plan_for_another_decoder_is_refused(decoder):
+    other = plan_decoder([(3, 5, 4), (3, 4, 6)], 3, PROFILES["cpu"])
+    with pytest.raises(InvalidInput, match="the plan is for another decoder"):
+        decoder.set_plan(other)
+    with pytest.raises(InvalidInput, match="give a DecoderPlan, 'direct' or 'fft'"):
+        decoder.set_plan("fast")

@@ -96,6 +96,21 @@ def test_embeddings_are_cached(tiny_generator, tmp_path, monkeypatch):
     assert torch.equal(tiny_generator.encode(tasks, cache=tmp_path), first)
 
 
+def test_prepared_generators_give_the_same_adapters(tiny_generator):
+    """Whatever the plan picks on this machine, and with the DFT everywhere."""
+    expected = tiny_generator.generate(PROMPTS).tensors
+    try:
+        tiny_generator.prepare()
+        found = [tiny_generator.generate(PROMPTS).tensors]
+        tiny_generator.decoder.set_plan("fft", weights="cached")
+        found.append(tiny_generator.generate(PROMPTS).tensors)
+    finally:
+        tiny_generator.decoder.set_plan("direct")
+    for tensors in found:
+        for key, value in expected.items():
+            torch.testing.assert_close(tensors[key], value, rtol=1e-4, atol=1e-5)
+
+
 def test_generate_in_one_call(tiny_generator):
     adapter = dnd_fast.generate(PROMPTS, tiny_generator, device="cpu", impl="torch")
     assert adapter.config["r"] == tiny_generator.layout.rank

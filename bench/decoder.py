@@ -1,0 +1,174 @@
+"""The decoder alone: direct convolutions against the plan, side by side in one run.
+
+    python -m bench.decoder --recipe common-sense-0.5b
+
+Weights are random. Every variant is timed in turn, round by round, so that a machine that slows
+down slows all of them; before that, each must agree with float64 on a slice of the network.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from dnd_fast.bench.results import provenance, write
+from dnd_fast.decoder import HyperConvDecoder
+from dnd_fast.kernels.plan import calibrate, plan_decoder
+from dnd_fast.recipe import Recipe
+
+console = Console()
+
+
+def main(
+    recipe: Annotated[str, typer.Option(help="A recipe's name or file.")] = "common-sense-0.5b",
+    rounds: Annotated[int, typer.Option(help="Timed rounds after one that warms up.")] = 3,
+    memory: Annotated[float, typer.Option(help="GB for transformed weights.")] = 8.0,
+    save: Annotated[bool, typer.Option(help="Write bench/results/decoder-RECIPE.json.")] = False,
+) -> None:
+    """Eager direct (float32, bfloat16 autocast) and planned (float32), interleaved."""
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    spec = Recipe.load(recipe).decoder
+    decoder = HyperConvDecoder(spec.features, spec.kernel_size).to(device).requires_grad_(False)
+    profile = calibrate(device)
+    plan = plan_decoder(spec.features, spec.kernel_size, profile, memory=memory * 1e9)
+    console.print(f"{recipe} on {profile.name}; checking the plan against float64 …")
+    error = _error_on_a_slice(plan.convolutions, device)
+    if error > 1e-5:
+        raise SystemExit(f"the plan's relative error is {error:.1e}: no figures on a wrong result.")
+
+    x = torch.randn(1, *decoder.condition_shape, device=device)
+    start = time.perf_counter()
+    decoder.set_plan(plan, weights="cached")
+    preparation = time.perf_counter() - start
+    planned = {name: dict(block.tiles) for name, block in decoder.blocks.named_children()}  # type: ignore[arg-type]
+
+    def direct_pass() -> Tensor:
+        for block in decoder.blocks:
+            block.tiles = {}  # type: ignore[assignment]
+        return decoder(x)
+
+    def autocast_pass() -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            return direct_pass()
+
+    def planned_pass() -> Tensor:
+        for name, block in decoder.blocks.named_children():
+            block.tiles = planned[name]  # type: ignore[assignment]
+        return decoder(x)
+
+    variants: dict[str, Callable[[], Tensor]] = {
+        "eager direct, float32": direct_pass,
+        "eager direct, bfloat16 autocast": autocast_pass,
+        "planned, float32": planned_pass,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    outputs: dict[str, Tensor] = {}
+    with console.status("timing"):
+        for turn in range(rounds + 1):
+            for name, run in variants.items():
+                gc.collect()
+                start = time.perf_counter()
+                outputs[name] = run()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                if turn:
+                    seconds[name].append(time.perf_counter() - start)
+    figures = _figures(recipe, seconds, outputs, plan, preparation, error)
+    _print(figures)
+    if save:
+        console.print(f"Wrote {write(f'decoder-{Path(recipe).stem}', figures)}.")
+    print(json.dumps(provenance() | figures))
+
+
+def _error_on_a_slice(choices: tuple[Any, ...], device: torch.device) -> float:
+    """Largest relative error of the plan's tiles against float64, with few channels."""
+    from torch.nn.functional import conv2d
+
+    from dnd_fast.kernels.fft_conv import fft_conv2d
+
+    errors = [0.0]
+    for choice in choices:
+        shape = choice.shape
+        if choice.tiles is None:
+            continue
+        channels = min(8, shape.channels_in)
+        x = torch.randn(1, channels, shape.height, shape.width, device=device)
+        weight = torch.randn(4, channels, shape.kernel, shape.kernel, device=device)
+        expected = conv2d(x.double(), weight.double(), padding=shape.kernel // 2)
+        found = fft_conv2d(x, weight, choice.tiles).double()
+        errors.append(((found - expected).norm() / expected.norm()).item())
+    return max(errors)
+
+
+def _figures(
+    recipe: str,
+    seconds: dict[str, list[float]],
+    outputs: dict[str, Tensor],
+    plan: Any,
+    preparation: float,
+    error: float,
+) -> dict[str, Any]:
+    reference = outputs["eager direct, float32"].double()
+    middle = {name: median(values) for name, values in seconds.items()}
+    direct_flops = sum(choice.shape.direct_flops for choice in plan.convolutions)
+    planned_flops = sum(choice.flops for choice in plan.convolutions)
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if torch.cuda.is_available()
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
+    return {
+        "recipe": recipe,
+        "relative_error": error,
+        "seconds": {name: sorted(values) for name, values in seconds.items()},
+        "difference_from_eager_fp32": {
+            name: ((out.double() - reference).norm() / reference.norm()).item()
+            for name, out in outputs.items()
+        },
+        "gflops_done": {
+            name: (planned_flops if name.startswith("planned") else direct_flops) / value / 1e9
+            for name, value in middle.items()
+        },
+        "speedup_over_eager_fp32": middle["eager direct, float32"] / middle["planned, float32"],
+        "speedup_over_eager_bf16": middle["eager direct, bfloat16 autocast"]
+        / middle["planned, float32"],
+        "arithmetic_saved": direct_flops / planned_flops,
+        "preparation_seconds": preparation,
+        "transformed_weights_gb": plan.weight_bytes / 1e9,
+        "peak_memory_gb": peak / 1e9,
+    }
+
+
+def _print(figures: dict[str, Any]) -> None:
+    table = Table("", "median s", "spread", "GFLOP/s done", "from eager fp32", box=None)
+    for name, values in figures["seconds"].items():
+        table.add_row(
+            name,
+            f"{median(values):.2f}",
+            f"{values[0]:.2f} to {values[-1]:.2f}",
+            f"{figures['gflops_done'][name]:.0f}",
+            f"{figures['difference_from_eager_fp32'][name]:.1e}",
+        )
+    console.print(table)
+    console.print(
+        f"{figures['speedup_over_eager_fp32']:.1f}x eager float32, "
+        f"{figures['speedup_over_eager_bf16']:.1f}x eager bfloat16; peak memory "
+        f"{figures['peak_memory_gb']:.1f} GB, preparation {figures['preparation_seconds']:.0f} s."
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
