@@ -278,6 +278,8 @@ class Generator(
             return super().save_pretrained(save_directory, **kwargs)
         with atomic_folder(save_directory) as folder:
             super().save_pretrained(folder, **kwargs)
+            if (Path(save_directory) / "README.md").exists():
+                (folder / "README.md").unlink()  # the model card is the user's
         return None
 
     def _save_pretrained(self, save_directory: Path) -> None:
