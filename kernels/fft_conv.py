@@ -3,16 +3,20 @@
 For ``conv2d(x, w)`` with stride 1, "same" zero padding p = (k - 1) / 2 and an odd square kernel:
 
 1. windows of n1 x n2 positions are cut from x [B, C, H, W] and transformed by two dense DFT
-   matrices, keeping one of each conjugate pair of bins: X [F, C, T] complex, T tiles;
-2. per bin, as a real product, Y' = W' X' with W' = [Wr | Wi] [C', 2C] and
-   X' = [[Xr, Xi], [-Xi, Xr]] [2C, 2T], giving Y' = [Yr | Yi] [C', 2T]: one batched GEMM;
+   matrices, keeping one of each conjugate pair of bins: X [F, 2, T, C], real and imaginary part of
+   T tiles;
+2. per bin, as a real product, [Yr; Yi] = [Xr; Xi] Wr' + [-Xi; Xr] Wi', all [2T, C] x [C, C'] and
+   batched over the bins;
 3. Y is transformed back at the m1 x m2 positions of each tile that no wrap-around has touched.
+
+Every step is a matrix product whose result lies in memory as the next one reads it, with channels
+innermost; data is copied only where windows overlap.
 
 A tile covers a whole axis when n >= length + p (the padding at both ends shares the wrap-around);
 otherwise tiles overlap and m = n - k + 1 outputs of each are kept. DFT matrices are orthonormal.
 
-Bytes moved: 4 F (C' 2C + 2C 2T + C' 2T) in float32 for step 2, against 4 k^2 C' C for the direct
-form's weights; multiplications k^2 m1 m2 / (2 F) times fewer.
+Bytes moved in step 2, float32: 8 F (C' C + 2 C T + C' T); the direct form's weights are 4 k^2 C' C.
+Multiplications: k^2 m1 m2 / (4 F) times fewer.
 
 Exact in exact arithmetic: forward, dX and dW agree with autograd through ``conv2d`` to rounding.
 """
@@ -20,7 +24,7 @@ Exact in exact arithmetic: forward, dX and dW agree with autograd through ``conv
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -30,6 +34,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 WORKSPACE_BYTES = 1 << 30
+Positions = tuple[tuple[int, ...], tuple[int, ...]]  # along width and height
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,13 @@ def fft_conv2d(
     Args:
         x: ``[B, C, H, W]``, float32 or float64, any strides.
         weight: ``[C', C, k, k]``, or what :func:`transform_weight` made of it,
-            ``[F, C', 2, C]``, which gets no gradient.
+            ``[F, 2, C', C]``, which gets no gradient.
         plan: made for H, W and k.
         workspace_bytes: batch and output channels are cut so that transformed data stays below
             this, as far as one sample and one output channel allow.
 
     Returns:
-        ``[B, C', H, W]``, contiguous, in x's dtype.
+        ``[B, C', H, W]`` in x's dtype, a view of ``[H, W, B, C']``.
 
     Raises:
         ValueError: x or weight does not fit the plan.
@@ -136,24 +141,22 @@ def fft_conv2d(
             f"x has spatial size {list(x.shape[2:])}, the plan is for "
             f"{[plan.height.length, plan.width.length]}."
         )
-    raw, transformed = (x.shape[1], plan.kernel, plan.kernel), (plan.bins, 2, x.shape[1])
+    raw = (x.shape[1], plan.kernel, plan.kernel)
     if tuple(weight.shape[1:]) == raw:
         out: Tensor = _FFTConv2d.apply(x, weight, plan, workspace_bytes)
         return out
-    if weight.ndim == 4 and (len(weight), *weight.shape[2:]) == transformed:
+    if weight.ndim == 4 and (*weight.shape[:2], weight.shape[3]) == (plan.bins, 2, x.shape[1]):
         return _convolve(x, weight, plan, workspace_bytes)
     raise ValueError(
         f"the weight has shape {list(weight.shape)}; expected [C', {', '.join(map(str, raw))}], "
-        f"or transformed [{plan.bins}, C', 2, {x.shape[1]}]."
+        f"or transformed [{plan.bins}, 2, C', {x.shape[1]}]."
     )
 
 
 def transform_weight(weight: Tensor, plan: FFTConvPlan) -> Tensor:
-    """``[C', C, k, k]`` -> ``[F, C', 2, C]``: real and imaginary part of each kept bin."""
+    """``[C', C, k, k]`` -> ``[F, 2, C', C]``: real and imaginary part of each kept bin."""
     taps = _taps(plan)
-    columns = _analyze_width(weight, plan.width.dft, taps, unit=False)  # [C', C, k, nb, 2]
-    bins = _analyze_height(columns.permute(3, 2, 4, 0, 1), plan, taps, unit=False)
-    return bins.transpose(1, 2).contiguous()
+    return _analyze(weight.permute(3, 2, 0, 1), plan, (taps, taps), unit=False)
 
 
 class _FFTConv2d(torch.autograd.Function):
@@ -180,47 +183,54 @@ class _FFTConv2d(torch.autograd.Function):
 
 def _convolve(x: Tensor, weight: Tensor, plan: FFTConvPlan, workspace: int) -> Tensor:
     transformed = tuple(weight.shape[1:]) != (x.shape[1], plan.kernel, plan.kernel)
-    channels_in, channels_out = x.shape[1], weight.shape[1 if transformed else 0]
-    out = x.new_empty(x.shape[0], channels_out, *x.shape[2:])
-    for samples, signal in _signals(x, plan, workspace):
-        per_channel = 4 * plan.bins * (channels_in + signal.shape[2]) * x.element_size()
-        for channels in _chunks(channels_out, per_channel, workspace):
-            bins = weight[:, channels] if transformed else transform_weight(weight[channels], plan)
-            product = torch.bmm(bins.flatten(2), signal)  # [F, C', 2T]
-            tiles = _synthesize(
-                product.unflatten(2, (2, signal.shape[2] // 2)), plan, *_kept(plan), unit=True
+    channels_out = weight.shape[2 if transformed else 0]
+    out = x.new_empty(*x.shape[2:], x.shape[0], channels_out)
+    for samples, real, turned in _signals(x, plan, workspace):
+        for channels in _output_chunks(real, channels_out, plan, workspace):
+            bins = (
+                weight[:, :, channels] if transformed else transform_weight(weight[channels], plan)
             )
-            out[samples, channels] = _joined(tiles, plan)
-    return out
+            product = torch.bmm(real, bins[:, 0].mT)  # [F, 2T, C']
+            product.baddbmm_(turned, bins[:, 1].mT)
+            parts = product.unflatten(1, (2, real.shape[1] // 2))
+            tiles = _synthesize(parts, plan, _kept(plan), unit=True)  # [m2, m1, T, C']
+            _join(tiles, out[:, :, samples, channels], plan)
+    return out.permute(2, 3, 0, 1)
 
 
 def _weight_gradient(x: Tensor, dy: Tensor, plan: FFTConvPlan, workspace: int) -> Tensor:
-    channels_in, channels_out = x.shape[1], dy.shape[1]
+    channels_out = dy.shape[1]
+    gradient = x.new_zeros(plan.kernel, plan.kernel, channels_out, x.shape[1])
     taps = _taps(plan)
-    gradient = x.new_zeros(channels_out, channels_in, plan.kernel, plan.kernel)
-    for samples, signal in _signals(x, plan, workspace):
-        per_channel = 4 * plan.bins * (channels_in + signal.shape[2]) * x.element_size()
-        for channels in _chunks(channels_out, per_channel, workspace):
-            outer = _transform_tiles(dy[samples, channels], plan, outputs=True)  # [F, 2, C', T]
-            product = torch.bmm(outer.transpose(1, 2).flatten(2), signal.mT)  # [F, C', 2C]
-            gradient[channels] += _synthesize(
-                product.unflatten(2, (2, -1)), plan, taps, taps, unit=False
-            )
-    return gradient
+    for samples, real, turned in _signals(x, plan, workspace):
+        for channels in _output_chunks(real, channels_out, plan, workspace):
+            part = dy[samples, channels].permute(3, 2, 0, 1)
+            outer = _analyze_tiles(part, plan, outputs=True).flatten(1, 2)  # [F, 2T, C']
+            bins = torch.stack(
+                [torch.bmm(outer.mT, real), torch.bmm(outer.mT, turned)], dim=1
+            )  # [F, 2, C', C]
+            gradient[:, :, channels] += _synthesize(bins, plan, (taps, taps), unit=False)
+    return gradient.permute(2, 3, 1, 0)
 
 
-def _signals(x: Tensor, plan: FFTConvPlan, workspace: int) -> Iterator[tuple[slice, Tensor]]:
-    """The GEMM's right operand X' ``[F, 2C, 2T]``, a chunk of samples at a time."""
-    per_sample = 8 * plan.bins * plan.tiles * x.shape[1] * x.element_size()
+def _signals(
+    x: Tensor, plan: FFTConvPlan, workspace: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Samples, and their [Xr; Xi] and [-Xi; Xr], both ``[F, 2T, C]``, a chunk at a time."""
+    per_sample = 4 * plan.bins * plan.tiles * x.shape[1] * x.element_size()
     for samples in _chunks(x.shape[0], per_sample, workspace):
-        bins = _transform_tiles(x[samples], plan, outputs=False)  # [F, 2, C, T]
-        real, imaginary = bins.unbind(1)
-        signal = bins.new_empty(len(bins), 2, x.shape[1], 2, bins.shape[3])
-        signal[:, 0, :, 0] = real
-        signal[:, 0, :, 1] = imaginary
-        torch.neg(imaginary, out=signal[:, 1, :, 0])
-        signal[:, 1, :, 1] = real
-        yield samples, signal.flatten(3).flatten(1, 2)
+        bins = _analyze_tiles(x[samples].permute(3, 2, 0, 1), plan, outputs=False)
+        turned = torch.empty_like(bins)
+        torch.neg(bins[:, 1], out=turned[:, 0])
+        turned[:, 1] = bins[:, 0]
+        yield samples, bins.flatten(1, 2), turned.flatten(1, 2)
+
+
+def _output_chunks(
+    signal: Tensor, channels: int, plan: FFTConvPlan, workspace: int
+) -> Iterator[slice]:
+    per_channel = 4 * plan.bins * (signal.shape[1] + signal.shape[2]) * signal.element_size()
+    return _chunks(channels, per_channel, workspace)
 
 
 def _chunks(count: int, bytes_each: int, workspace: int) -> Iterator[slice]:
@@ -230,47 +240,55 @@ def _chunks(count: int, bytes_each: int, workspace: int) -> Iterator[slice]:
         yield slice(start, min(start + step, count))
 
 
-def _transform_tiles(x: Tensor, plan: FFTConvPlan, *, outputs: bool) -> Tensor:
-    """``[B, C, H, W]`` -> ``[F, 2, C, T]``, T = (B, tiles), from input windows or output tiles."""
-    windows, across = _cut(x.transpose(0, 1), 3, plan.width, outputs)  # [C, B, H, t2, P2]
-    columns = _analyze_width(windows, plan.width.dft, across, unit=True)
-    windows, down = _cut(columns, 2, plan.height, outputs)  # [C, B, t1, t2, nb, 2, P1]
-    stacked = windows.permute(4, 6, 5, 0, 1, 2, 3).flatten(4)  # [nb, P1, 2, C, T]
-    return _analyze_height(stacked, plan, down, unit=True)
-
-
-def _cut(x: Tensor, dim: int, axis: Axis, outputs: bool) -> tuple[Tensor, tuple[int, ...]]:
-    """Cut tiles along ``dim``: tile index stays there, the positions within come last.
-
-    Returns:
-        the tiles, and the positions that they have in their DFT window.
-    """
-    if axis.whole or outputs:
-        size = step = axis.outputs
-        before, first = 0, axis.offset
-    else:
-        size, step, before, first = axis.dft, axis.outputs, axis.offset, 0
-    after = (axis.tiles - 1) * step + size - before - axis.length
-    if before or after:
-        x = pad(x, (0, 0) * (x.ndim - 1 - dim) + (before, after))
-    return x.unfold(dim, size, step), tuple(range(first, first + size))
-
-
-def _joined(tiles: Tensor, plan: FFTConvPlan) -> Tensor:
-    """``[C', T, m1, m2]`` -> ``[B, C', H, W]``."""
-    samples = tiles.shape[1] // plan.tiles
-    grid = tiles.unflatten(1, (samples, plan.height.tiles, plan.width.tiles))
-    whole = grid.permute(1, 0, 2, 4, 3, 5).flatten(4).flatten(2, 3)
-    return whole[:, :, : plan.height.length, : plan.width.length]
-
-
-def _kept(plan: FFTConvPlan) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Positions within a window that are kept as outputs, along both axes."""
-    height, width = plan.height, plan.width
-    return (
-        tuple(range(height.offset, height.offset + height.outputs)),
-        tuple(range(width.offset, width.offset + width.outputs)),
+def _analyze_tiles(x: Tensor, plan: FFTConvPlan, *, outputs: bool) -> Tensor:
+    """``[W, H, B, C]`` -> ``[F, 2, T, C]``, T = (tiles, B): of input windows or output tiles."""
+    cuts = [_cut(axis, outputs) for axis in (plan.width, plan.height)]
+    return _analyze(x, plan, (cuts[0].positions, cuts[1].positions), cuts=cuts, unit=True).flatten(
+        2, -2
     )
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Tiles along an axis: zeros before and after it, size of a tile, step between tiles."""
+
+    before: int
+    after: int
+    size: int
+    step: int
+    first: int  # position of a tile's first element in the DFT's window
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        return tuple(range(self.first, self.first + self.size))
+
+    def __call__(self, x: Tensor, dim: int) -> Tensor:
+        """``dim`` becomes (tiles, size)."""
+        if self.before or self.after:
+            x = pad(x, (0, 0) * (x.ndim - 1 - dim) + (self.before, self.after))
+        return x.unfold(dim, self.size, self.step).movedim(-1, dim + 1)
+
+
+def _cut(axis: Axis, outputs: bool) -> _Cut:
+    if axis.whole or outputs:
+        size, before, first = axis.outputs, 0, axis.offset
+    else:
+        size, before, first = axis.dft, axis.offset, 0
+    after = (axis.tiles - 1) * axis.outputs + size - before - axis.length
+    return _Cut(before, after, size, axis.outputs, first)
+
+
+def _join(tiles: Tensor, out: Tensor, plan: FFTConvPlan) -> None:
+    """``[m2, m1, T, C']`` into ``[H, W, B, C']``."""
+    rows, columns = plan.height.tiles, plan.width.tiles
+    grid = tiles.unflatten(2, (rows, columns, out.shape[2]))  # [m2, m1, t1, t2, B, C']
+    whole = grid.permute(2, 1, 3, 0, 4, 5).flatten(2, 3).flatten(0, 1)
+    out.copy_(whole[: plan.height.length, : plan.width.length])
+
+
+def _kept(plan: FFTConvPlan) -> Positions:
+    """Positions within a window that are kept as outputs, along width and height."""
+    return _cut(plan.width, True).positions, _cut(plan.height, True).positions
 
 
 def _taps(plan: FFTConvPlan) -> tuple[int, ...]:
@@ -284,60 +302,64 @@ def _columns(n: int) -> tuple[list[int], list[int]]:
     return own, [b for b in range(n // 2 + 1) if b not in own]
 
 
-def _analyze_width(x: Tensor, n: int, positions: tuple[int, ...], *, unit: bool) -> Tensor:
-    """``[..., P2]`` -> ``[..., nb, 2]``: DFT of real data along the last axis."""
-    matrix = _width_matrix(n, positions, unit, x.dtype, x.device)
-    return torch.matmul(x, matrix).unflatten(-1, (-1, 2))
-
-
-def _analyze_height(
-    columns: Tensor, plan: FFTConvPlan, positions: tuple[int, ...], *, unit: bool
+def _analyze(
+    x: Tensor,
+    plan: FFTConvPlan,
+    positions: Positions,
+    *,
+    unit: bool,
+    cuts: Sequence[_Cut] | None = None,
 ) -> Tensor:
-    """``[nb, P1, 2, R, S]`` -> ``[F, 2, R, S]``: complex DFT along the other axis."""
-    shape = columns.shape[3:]
-    columns = columns.flatten(3).flatten(1, 2)  # [nb, P1 2, R S]
+    """DFT of real data: ``[W, H, ...]`` -> ``[F, 2, ...]``, or ``[F, 2, t1, t2, ...]`` if cut.
+
+    Args:
+        positions: of the data in the DFT's window, along width and height.
+        unit: orthonormal, rather than without a factor.
+        cuts: tiles along width and height.
+    """
     n, own = plan.height.dft, len(_columns(plan.width.dft)[0])
-    matrix = _height_matrix(n, positions, unit, columns.dtype, columns.device)  # [n 2, P1 2]
-    half = 2 * (n // 2 + 1)
-    out = columns.new_empty(plan.bins, 2, *shape)
-    split = own * half // 2
-    for part, rows, found in (
-        (columns[:own], matrix[:half], out[:split]),
-        (columns[own:], matrix, out[split:]),
+    across = _width_matrix(plan.width.dft, positions[0], unit, x.dtype, x.device)
+    down_own, down = _height_matrices(n, positions[1], unit, x.dtype, x.device)
+    rest: tuple[int, ...] = x.shape[2:]
+    x = x.contiguous()
+    if cuts is None:
+        waves = (across @ x.flatten(1)).view(len(across), x.shape[1], -1)  # [R, P1, M]
+    else:
+        windows = cuts[0](x, 0)  # [t2, P2, H, ...]
+        waves = torch.matmul(across, windows.flatten(2)).unflatten(2, x.shape[1:])
+        tiles = cuts[1](waves, 2)  # [t2, R, t1, P1, ...]
+        rest = (tiles.shape[2], tiles.shape[0], *rest)
+        order = (1, 3, 2, 0, *range(4, tiles.ndim))
+        waves = tiles.permute(order).flatten(2)  # [R, P1, (t1, t2, ...)]
+    each = math.prod(rest)
+    waves = waves.reshape(len(across), len(positions[1]), each)
+    out = x.new_empty(plan.bins, 2, *rest)
+    split = own * (n // 2 + 1)
+    for matrix, part, found in (
+        (down_own, waves[:own], out[:split]),
+        (down, waves[own:].reshape(-1, 2 * len(positions[1]), each), out[split:]),
     ):
-        target = found.view(len(part), len(rows), columns.shape[2])
-        torch.bmm(rows.expand(len(part), -1, -1), part, out=target)
+        target = found.view(len(part), len(matrix), each)
+        torch.bmm(matrix.expand(len(part), -1, -1), part, out=target)
     return out
 
 
-def _synthesize(
-    bins: Tensor,
-    plan: FFTConvPlan,
-    rows: tuple[int, ...],
-    columns: tuple[int, ...],
-    *,
-    unit: bool,
-) -> Tensor:
-    """``[F, R, 2, S]`` -> ``[R, S, P1, P2]``: inverse DFT at some positions of a window."""
-    _, many, _, each = bins.shape
+def _synthesize(bins: Tensor, plan: FFTConvPlan, positions: Positions, *, unit: bool) -> Tensor:
+    """Inverse DFT at some positions of a window: ``[F, 2, ...]`` -> ``[P2, P1, ...]``, real."""
     n, (own, pairs) = plan.height.dft, _columns(plan.width.dft)
-    half = n // 2 + 1
-    split = len(own) * half
-    parts = bins.new_empty(many, each, len(rows), len(own) + 2 * len(pairs))
-    for chosen, count, points, first in (
-        (bins[:split], len(own), half, 0),
-        (bins[split:], len(pairs), n, len(own)),
+    rest, rows = bins.shape[2:], len(positions[1])
+    each, split = math.prod(rest), len(own) * (n // 2 + 1)
+    up_own, up = _inverse_height_matrices(n, positions[1], unit, bins.dtype, bins.device)
+    across = _inverse_width_matrix(plan.width.dft, positions[0], unit, bins.dtype, bins.device)
+    waves = bins.new_empty(len(own) + 2 * len(pairs), rows, each)
+    for matrix, part, count, found in (
+        (up_own, bins[:split], len(own), waves[: len(own)]),
+        (up, bins[split:], len(pairs), waves[len(own) :]),
     ):
-        matrix = _inverse_height_matrix(n, points, rows, unit, bins.dtype, bins.device)
-        wave = torch.matmul(matrix, chosen.reshape(count, points, many * 2 * each))
-        wave = wave.view(count, len(rows), 2, many, 2, each)
-        cosine, sine = wave.permute(2, 4, 3, 5, 1, 0).unbind(0)  # [2, R, S, P1, b] each
-        torch.sub(cosine[0], sine[1], out=parts[..., first : first + count])
-        if first:  # of the others only the real part counts
-            torch.add(cosine[1], sine[0], out=parts[..., first + count :])
-    return torch.matmul(
-        parts, _inverse_width_matrix(plan.width.dft, columns, unit, bins.dtype, bins.device)
-    )
+        target = found.view(count, len(matrix), each)
+        source = part.reshape(count, matrix.shape[1], each)
+        torch.bmm(matrix.expand(count, -1, -1), source, out=target)
+    return (across @ waves.flatten(1)).view(-1, rows, *rest)
 
 
 def _phases(frequencies: list[int], positions: tuple[int, ...], n: int) -> Tensor:
@@ -346,54 +368,60 @@ def _phases(frequencies: list[int], positions: tuple[int, ...], n: int) -> Tenso
     return (f[:, None] * q % n).double() * (2 * math.pi / n)
 
 
+def _complex_rows(angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Real and imaginary part of exp(-i angle) (re, im) as rows over [re | im]."""
+    cosine, sine = angle.cos(), angle.sin()
+    return torch.cat([cosine, sine], dim=1), torch.cat([-sine, cosine], dim=1)
+
+
 @lru_cache(maxsize=256)
 def _width_matrix(
     n: int, positions: tuple[int, ...], unit: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """``[P2, nb 2]``: cosine and minus sine, the self-conjugate columns first."""
+    """``[R, P2]``: cosine of the self-conjugate columns, then (cosine, -sine) of the pairs."""
     own, pairs = _columns(n)
-    angle = _phases(own + pairs, positions, n).T
-    matrix = torch.stack([angle.cos(), -angle.sin()], dim=-1).flatten(1)
+    angle = _phases(pairs, positions, n)
+    waves = torch.stack([angle.cos(), -angle.sin()], dim=1).flatten(0, 1)
+    matrix = torch.cat([_phases(own, positions, n).cos(), waves])
     return (matrix / (math.sqrt(n) if unit else 1)).to(device, dtype)
 
 
 @lru_cache(maxsize=256)
-def _height_matrix(
+def _height_matrices(
     n: int, positions: tuple[int, ...], unit: bool, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """``[n 2, P1 2]``: (re, im) of each frequency from (re, im) of each position."""
+) -> tuple[Tensor, Tensor]:
+    """(re, im) of half the frequencies from real data, ``[(n / 2 + 1) 2, P1]``, and (re, im) of all
+    from [re | im], ``[n 2, 2 P1]``."""
     angle = _phases(list(range(n)), positions, n)
-    cosine, sine = angle.cos(), angle.sin()
-    matrix = torch.stack(
-        [torch.stack([cosine, sine], dim=-1), torch.stack([-sine, cosine], dim=-1)], dim=1
-    )
-    return (matrix.flatten(2).flatten(0, 1) / (math.sqrt(n) if unit else 1)).to(device, dtype)
+    full = torch.stack(_complex_rows(angle), dim=1).flatten(0, 1)
+    half = full[: 2 * (n // 2 + 1), : len(positions)]
+    scale = math.sqrt(n) if unit else 1
+    return (half / scale).to(device, dtype).contiguous(), (full / scale).to(device, dtype)
 
 
 @lru_cache(maxsize=256)
-def _inverse_height_matrix(
-    n: int,
-    points: int,
-    positions: tuple[int, ...],
-    unit: bool,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    """``[P1 2, points]``: cosine and sine; half the points stand for their conjugates too."""
-    angle = _phases(list(range(points)), positions, n).T
-    weight = torch.ones(points, dtype=torch.float64)
-    if points < n:
-        weight = torch.tensor([1.0 if 2 * a % n == 0 else 2.0 for a in range(points)]).double()
-    matrix = torch.stack([angle.cos(), angle.sin()], dim=1).flatten(0, 1) * weight
-    return (matrix / (math.sqrt(n) if unit else 1)).to(device, dtype)
+def _inverse_height_matrices(
+    n: int, positions: tuple[int, ...], unit: bool, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Real part from (re, im) of half the frequencies, ``[P1, (n / 2 + 1) 2]``, which stand for
+    their conjugates too, and [re | im] from (re, im) of all, ``[2 P1, n 2]``."""
+    angle = _phases(list(range(n)), positions, n).T
+    real = torch.stack([angle.cos(), -angle.sin()], dim=2).flatten(1)
+    imaginary = torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
+    twice = [1.0 if 2 * a % n == 0 else 2.0 for a in range(n // 2 + 1) for _ in range(2)]
+    half = real[:, : len(twice)] * torch.tensor(twice, dtype=torch.float64)
+    scale = math.sqrt(n) if unit else 1
+    full = torch.cat([real, imaginary])
+    return (half / scale).to(device, dtype), (full / scale).to(device, dtype)
 
 
 @lru_cache(maxsize=256)
 def _inverse_width_matrix(
     n: int, positions: tuple[int, ...], unit: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """``[own + 2 pairs, P2]``: real parts of own columns, then real and imaginary of the pairs."""
+    """``[P2, own + 2 pairs]``: from real parts of own columns, then (re, im) of each pair's."""
     own, pairs = _columns(n)
-    alone, angle = _phases(own, positions, n), _phases(pairs, positions, n)
-    matrix = torch.cat([alone.cos(), 2 * angle.cos(), -2 * angle.sin()])
-    return (matrix / (math.sqrt(n) if unit else 1)).to(device, dtype)
+    angle = _phases(pairs, positions, n)
+    waves = torch.stack([2 * angle.cos(), -2 * angle.sin()], dim=1).flatten(0, 1)
+    matrix = torch.cat([_phases(own, positions, n).cos(), waves]).T
+    return (matrix / (math.sqrt(n) if unit else 1)).to(device, dtype).contiguous()

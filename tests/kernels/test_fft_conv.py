@@ -107,7 +107,7 @@ def test_transformed_weight_and_strided_input():
     x = torch.randn(2, 10, 7, 3, dtype=torch.float64).permute(0, 3, 2, 1)
     weight = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     transformed = transform_weight(weight, plan)
-    assert transformed.shape == (plan.bins, 4, 2, 3)
+    assert transformed.shape == (plan.bins, 2, 4, 3)
     expected = conv2d(x, weight, padding=2)
     assert error(fft_conv2d(x, transformed, plan), expected) <= 1e-12
     assert error(fft_conv2d(x, transformed, plan, workspace_bytes=1), expected) <= 1e-12
