@@ -18,31 +18,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from dnd_fast.border import add_border, remove_border
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import check_weights
+from dnd_fast.lora_modules import LoraModule, find_lora_modules
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Scale = Literal["static", "border"]
-MODULE_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj")
 PEFT_PREFIX = "base_model.model."
-
-
-@dataclass(frozen=True)
-class LoraModule:
-    """One adapted linear layer: its name in the base model and its input and output sizes."""
-
-    name: str
-    size_in: int
-    size_out: int
-
-    def __post_init__(self) -> None:
-        for size in (self.size_in, self.size_out):
-            if type(size) is not int or size < 1:
-                raise InvalidInput(
-                    f"module {self.name!r} has a size of {size!r}; it must be a positive integer."
-                )
 
 
 @dataclass(frozen=True)
@@ -169,7 +154,7 @@ class TokenLayout(nn.Module):
         Raises:
             InvalidInput: no language model behind the config, or a target module it does not have.
         """
-        modules, targets = _find_modules(config, target_modules)
+        modules, targets = find_lora_modules(config, target_modules)
         return cls(
             modules,
             rank,
@@ -331,7 +316,7 @@ class TokenLayout(nn.Module):
     def normalize(self, weights: Tensor) -> Tensor:
         """Raw chunks ``[..., Nw, r, chunk]`` -> tokens ``[..., Nw, Lw, Cw]``; see the class."""
         if self.scale == "border":
-            return _add_border(weights)
+            return add_border(weights)
         if self.mean is None or self.std is None:
             return weights
         centred = weights - self.mean
@@ -340,7 +325,7 @@ class TokenLayout(nn.Module):
     def denormalize(self, tokens: Tensor) -> Tensor:
         """Inverse of :meth:`normalize`."""
         if self.scale == "border":
-            return _remove_border(tokens)
+            return remove_border(tokens)
         if self.mean is None or self.std is None:
             return tokens
         return torch.addcmul(self.mean, tokens, self.std)
@@ -402,96 +387,6 @@ class TokenLayout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_tokens={self.num_tokens}, token_shape={self.token_shape}, scale={self.scale!r}"
-
-
-def _find_modules(
-    config: PretrainedConfig, target_modules: list[str] | str
-) -> tuple[list[LoraModule], list[str] | str]:
-    """The linear layers of the language part's blocks, in token order, and PEFT's targets."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
-        if type(config) in auto._model_mapping:
-            try:
-                with torch.device("meta"):
-                    model = auto.from_config(config)
-            except Exception as error:  # sizes that contradict one another raise any type
-                raise InvalidInput(
-                    f"this {type(config).__name__} describes no model: {error}"
-                ) from error
-            break
-    else:
-        raise InvalidInput(
-            f"{type(config).__name__} belongs to no causal or vision-language model that "
-            "transformers has."
-        )
-    blocks = getattr(model.get_decoder(), "layers", None)
-    prefix = next((name for name, module in model.named_modules() if module is blocks), None)
-    if prefix is None:
-        raise InvalidInput(
-            f"{type(model).__name__} has no list 'layers' of transformer blocks in its decoder; "
-            "describe such a model by TokenLayout(modules, ...)."
-        )
-    every = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    inside = {name: m for name, m in every.items() if name.startswith(f"{prefix}.")}
-    present = list(dict.fromkeys(name.rpartition(".")[2] for name in inside))
-    chosen = present if target_modules == "all-linear" else target_modules
-    if not isinstance(chosen, list) or not set(chosen) <= set(present) or not chosen:
-        raise InvalidInput(
-            f"target_modules={target_modules!r} does not fit {type(model).__name__}, "
-            f"whose blocks have the linear layers {', '.join(present)}."
-        )
-
-    def position(name: str) -> tuple[int, int]:
-        layer, short = int(name[len(prefix) + 1 :].split(".")[0]), name.rpartition(".")[2]
-        known = short in MODULE_ORDER
-        return layer, MODULE_ORDER.index(short) if known else len(MODULE_ORDER) + present.index(
-            short
-        )
-
-    names = sorted((n for n in inside if n.rpartition(".")[2] in chosen), key=position)
-    modules = [LoraModule(n, inside[n].in_features, inside[n].out_features) for n in names]
-    shorts = sorted(chosen)
-    if {name for name in every if name.rpartition(".")[2] in chosen} == set(names):
-        return modules, shorts
-    # Short names would also match layers outside the language part (a vision tower's, say).
-    return modules, rf"{re.escape(prefix)}\.\d+\..*\.({'|'.join(shorts)})"
-
-
-def _add_border(weights: Tensor) -> Tensor:
-    """``[..., r, Cw]`` -> ``[..., r + 2, Cw + 2]``: normalised, with (mean, std) pairs around."""
-    valid = ~weights.isnan()
-    count = valid.sum((-2, -1), keepdim=True)
-    mean = weights.nansum((-2, -1), keepdim=True) / count
-    deviation = (weights - mean).square().nansum((-2, -1), keepdim=True)
-    std = (deviation / (count - 1)).sqrt()
-    code = torch.cat([8 * mean, _encode_std(std)], dim=-1)  # [..., 1, 2]
-    rows, columns = weights.shape[-2] + 2, weights.shape[-1] + 2
-    tokens = code.repeat(*[1] * (code.ndim - 2), rows, columns // 2)
-    tokens[..., :-2, :-2] = (weights - mean) / std
-    return tokens
-
-
-def _remove_border(tokens: Tensor) -> Tensor:
-    """Inverse of :func:`_add_border`, averaging the copies in the published code's order.
-
-    Even and odd rows are two groups: each averages one of the extra rows with its half of the extra
-    columns (the corner belongs to both) and decodes; the results of the two groups are averaged.
-    """
-    rows = tokens[..., -2:, :].unflatten(-1, (-1, 2)).mean(-2)  # [..., group, (mean, std)]
-    beside = tokens[..., -2:]
-    columns = torch.stack([beside[..., group::2, :].mean(-2) for group in (0, 1)], dim=-2)
-    mean, std = ((rows + columns) / 2).unbind(-1)  # [..., group]
-    mean, std = mean.mean(-1) / 8, _decode_std(std).mean(-1)
-    return tokens[..., :-2, :-2] * std[..., None, None] + mean[..., None, None]
-
-
-def _encode_std(std: Tensor) -> Tensor:
-    return (0.9 * std + 0.1).log() + 1.6
-
-
-def _decode_std(code: Tensor) -> Tensor:
-    return ((code - 1.6).exp() - 0.1) / 0.9
 
 
 def _canonical(key: str) -> str:

@@ -26,12 +26,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from dnd_fast.kernels.dft import (
+    columns,
+    height_matrices,
+    inverse_height_matrices,
+    inverse_width_matrix,
+    width_matrix,
+)
 
 WORKSPACE_BYTES = 1 << 30
 Positions = tuple[tuple[int, ...], tuple[int, ...]]  # along width and height
@@ -113,7 +120,7 @@ class FFTConvPlan:
     @property
     def bins(self) -> int:
         """F: frequency bins kept, one per conjugate pair."""
-        own, pairs = _columns(self.width.dft)
+        own, pairs = columns(self.width.dft)
         return len(own) * (self.height.dft // 2 + 1) + len(pairs) * self.height.dft
 
 
@@ -296,12 +303,6 @@ def _taps(plan: FFTConvPlan) -> tuple[int, ...]:
     return tuple(plan.kernel // 2 - t for t in range(plan.kernel))
 
 
-def _columns(n: int) -> tuple[list[int], list[int]]:
-    """Column frequencies: those that are their own conjugates, and one of each other pair."""
-    own = [0, n // 2] if n % 2 == 0 else [0]
-    return own, [b for b in range(n // 2 + 1) if b not in own]
-
-
 def _analyze(
     x: Tensor,
     plan: FFTConvPlan,
@@ -317,9 +318,9 @@ def _analyze(
         unit: orthonormal, rather than without a factor.
         cuts: tiles along width and height.
     """
-    n, own = plan.height.dft, len(_columns(plan.width.dft)[0])
-    across = _width_matrix(plan.width.dft, positions[0], unit, x.dtype, x.device)
-    down_own, down = _height_matrices(n, positions[1], unit, x.dtype, x.device)
+    n, own = plan.height.dft, len(columns(plan.width.dft)[0])
+    across = width_matrix(plan.width.dft, positions[0], unit, x.dtype, x.device)
+    down_own, down = height_matrices(n, positions[1], unit, x.dtype, x.device)
     rest: tuple[int, ...] = x.shape[2:]
     x = x.contiguous()
     if cuts is None:
@@ -346,11 +347,11 @@ def _analyze(
 
 def _synthesize(bins: Tensor, plan: FFTConvPlan, positions: Positions, *, unit: bool) -> Tensor:
     """Inverse DFT at some positions of a window: ``[F, 2, ...]`` -> ``[P2, P1, ...]``, real."""
-    n, (own, pairs) = plan.height.dft, _columns(plan.width.dft)
+    n, (own, pairs) = plan.height.dft, columns(plan.width.dft)
     rest, rows = bins.shape[2:], len(positions[1])
     each, split = math.prod(rest), len(own) * (n // 2 + 1)
-    up_own, up = _inverse_height_matrices(n, positions[1], unit, bins.dtype, bins.device)
-    across = _inverse_width_matrix(plan.width.dft, positions[0], unit, bins.dtype, bins.device)
+    up_own, up = inverse_height_matrices(n, positions[1], unit, bins.dtype, bins.device)
+    across = inverse_width_matrix(plan.width.dft, positions[0], unit, bins.dtype, bins.device)
     waves = bins.new_empty(len(own) + 2 * len(pairs), rows, each)
     for matrix, part, count, found in (
         (up_own, bins[:split], len(own), waves[: len(own)]),
@@ -360,68 +361,3 @@ def _synthesize(bins: Tensor, plan: FFTConvPlan, positions: Positions, *, unit: 
         source = part.reshape(count, matrix.shape[1], each)
         torch.bmm(matrix.expand(count, -1, -1), source, out=target)
     return (across @ waves.flatten(1)).view(-1, rows, *rest)
-
-
-def _phases(frequencies: list[int], positions: tuple[int, ...], n: int) -> Tensor:
-    """``[frequencies, positions]`` angles 2 pi f q / n in float64, reduced modulo n first."""
-    f, q = torch.tensor(frequencies), torch.tensor(positions)
-    return (f[:, None] * q % n).double() * (2 * math.pi / n)
-
-
-def _complex_rows(angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Real and imaginary part of exp(-i angle) (re, im) as rows over [re | im]."""
-    cosine, sine = angle.cos(), angle.sin()
-    return torch.cat([cosine, sine], dim=1), torch.cat([-sine, cosine], dim=1)
-
-
-@lru_cache(maxsize=256)
-def _width_matrix(
-    n: int, positions: tuple[int, ...], unit: bool, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """``[R, P2]``: cosine of the self-conjugate columns, then (cosine, -sine) of the pairs."""
-    own, pairs = _columns(n)
-    angle = _phases(pairs, positions, n)
-    waves = torch.stack([angle.cos(), -angle.sin()], dim=1).flatten(0, 1)
-    matrix = torch.cat([_phases(own, positions, n).cos(), waves])
-    return (matrix / (math.sqrt(n) if unit else 1)).to(device, dtype)
-
-
-@lru_cache(maxsize=256)
-def _height_matrices(
-    n: int, positions: tuple[int, ...], unit: bool, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """(re, im) of half the frequencies from real data, ``[(n / 2 + 1) 2, P1]``, and (re, im) of all
-    from [re | im], ``[n 2, 2 P1]``."""
-    angle = _phases(list(range(n)), positions, n)
-    full = torch.stack(_complex_rows(angle), dim=1).flatten(0, 1)
-    half = full[: 2 * (n // 2 + 1), : len(positions)]
-    scale = math.sqrt(n) if unit else 1
-    return (half / scale).to(device, dtype).contiguous(), (full / scale).to(device, dtype)
-
-
-@lru_cache(maxsize=256)
-def _inverse_height_matrices(
-    n: int, positions: tuple[int, ...], unit: bool, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Real part from (re, im) of half the frequencies, ``[P1, (n / 2 + 1) 2]``, which stand for
-    their conjugates too, and [re | im] from (re, im) of all, ``[2 P1, n 2]``."""
-    angle = _phases(list(range(n)), positions, n).T
-    real = torch.stack([angle.cos(), -angle.sin()], dim=2).flatten(1)
-    imaginary = torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
-    twice = [1.0 if 2 * a % n == 0 else 2.0 for a in range(n // 2 + 1) for _ in range(2)]
-    half = real[:, : len(twice)] * torch.tensor(twice, dtype=torch.float64)
-    scale = math.sqrt(n) if unit else 1
-    full = torch.cat([real, imaginary])
-    return (half / scale).to(device, dtype), (full / scale).to(device, dtype)
-
-
-@lru_cache(maxsize=256)
-def _inverse_width_matrix(
-    n: int, positions: tuple[int, ...], unit: bool, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """``[P2, own + 2 pairs]``: from real parts of own columns, then (re, im) of each pair's."""
-    own, pairs = _columns(n)
-    angle = _phases(pairs, positions, n)
-    waves = torch.stack([2 * angle.cos(), -2 * angle.sin()], dim=1).flatten(0, 1)
-    matrix = torch.cat([_phases(own, positions, n).cos(), waves]).T
-    return (matrix / (math.sqrt(n) if unit else 1)).to(device, dtype).contiguous()

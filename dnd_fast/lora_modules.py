@@ -1,0 +1,87 @@
+"""Which linear layers of a base model are adapted, found from its config alone."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from dnd_fast.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+MODULE_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """One adapted linear layer: its name in the base model and its input and output sizes."""
+
+    name: str
+    size_in: int
+    size_out: int
+
+    def __post_init__(self) -> None:
+        for size in (self.size_in, self.size_out):
+            if type(size) is not int or size < 1:
+                raise InvalidInput(
+                    f"module {self.name!r} has a size of {size!r}; it must be a positive integer."
+                )
+
+
+def find_lora_modules(
+    config: PretrainedConfig, target_modules: list[str] | str
+) -> tuple[list[LoraModule], list[str] | str]:
+    """The linear layers of the language part's blocks, in token order, and PEFT's targets."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(config) in auto._model_mapping:
+            try:
+                with torch.device("meta"):
+                    model = auto.from_config(config)
+            except Exception as error:  # sizes that contradict one another raise any type
+                raise InvalidInput(
+                    f"this {type(config).__name__} describes no model: {error}"
+                ) from error
+            break
+    else:
+        raise InvalidInput(
+            f"{type(config).__name__} belongs to no causal or vision-language model that "
+            "transformers has."
+        )
+    blocks = getattr(model.get_decoder(), "layers", None)
+    prefix = next((name for name, module in model.named_modules() if module is blocks), None)
+    if prefix is None:
+        raise InvalidInput(
+            f"{type(model).__name__} has no list 'layers' of transformer blocks in its decoder; "
+            "describe such a model by TokenLayout(modules, ...)."
+        )
+    every = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    inside = {name: m for name, m in every.items() if name.startswith(f"{prefix}.")}
+    present = list(dict.fromkeys(name.rpartition(".")[2] for name in inside))
+    chosen = present if target_modules == "all-linear" else target_modules
+    if not isinstance(chosen, list) or not set(chosen) <= set(present) or not chosen:
+        raise InvalidInput(
+            f"target_modules={target_modules!r} does not fit {type(model).__name__}, "
+            f"whose blocks have the linear layers {', '.join(present)}."
+        )
+
+    def position(name: str) -> tuple[int, int]:
+        layer, short = int(name[len(prefix) + 1 :].split(".")[0]), name.rpartition(".")[2]
+        known = short in MODULE_ORDER
+        return layer, MODULE_ORDER.index(short) if known else len(MODULE_ORDER) + present.index(
+            short
+        )
+
+    names = sorted((n for n in inside if n.rpartition(".")[2] in chosen), key=position)
+    modules = [LoraModule(n, inside[n].in_features, inside[n].out_features) for n in names]
+    shorts = sorted(chosen)
+    if {name for name in every if name.rpartition(".")[2] in chosen} == set(names):
+        return modules, shorts
+    # Short names would also match layers outside the language part (a vision tower's, say).
+    return modules, rf"{re.escape(prefix)}\.\d+\..*\.({'|'.join(shorts)})"
