@@ -1,6 +1,6 @@
 """The demo benchmark: train everything from nothing for one seed, and evaluate it.
 
-python -m bench.demo run --seed 1     # about fifteen minutes on two CPU cores
+python -m bench.demo run --seed 1     # about half an hour on one CPU core
 python -m bench.demo table            # README's table from the committed results
 """
 

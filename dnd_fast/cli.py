@@ -82,7 +82,7 @@ def demo(
         Path | None, typer.Option("--json", help="Also write the figures to this file.")
     ] = None,
     retrain: Annotated[
-        bool, typer.Option(help="First rebuild base and generator from nothing (ten minutes).")
+        bool, typer.Option(help="First rebuild base and generator from nothing (twenty minutes).")
     ] = False,
 ) -> None:
     """See it work: an adapter for a task that the embedded generator never saw."""

@@ -1,7 +1,7 @@
 """The whole demo from nothing: pretrain a base, collect adapters, train a generator.
 
 Every schedule is in steps, every draw is seeded: the same seed gives the same files on the same
-machine. About twelve minutes on two CPU cores.
+machine. About eighteen minutes on one CPU core.
 """
 
 from __future__ import annotations
