@@ -8,8 +8,10 @@ down slows all of them; before that, each must agree with float64 on a slice of 
 
 from __future__ import annotations
 
-import gc
+import concurrent.futures
+import copy
 import json
+import multiprocessing
 import resource
 import time
 from collections.abc import Callable
@@ -22,85 +24,101 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 from dnd_fast.bench.results import provenance, write
 from dnd_fast.decoder import HyperConvDecoder
-from dnd_fast.kernels.plan import calibrate, plan_decoder
-from dnd_fast.recipe import Recipe
+from dnd_fast.kernels.fft_conv import fft_conv2d
+from dnd_fast.kernels.plan import DecoderPlan, calibrate, plan_decoder
+from dnd_fast.recipe import DecoderSpec, Recipe
 
+EAGER_FP32 = "eager direct, float32"
+EAGER_BF16 = "eager direct, bfloat16 autocast"
+PLANNED = "planned, float32"
 console = Console()
 
 
 def main(
     recipe: Annotated[str, typer.Option(help="A recipe's name or file.")] = "common-sense-0.5b",
     rounds: Annotated[int, typer.Option(help="Timed rounds after one that warms up.")] = 3,
-    memory: Annotated[float, typer.Option(help="GB for transformed weights.")] = 8.0,
+    memory: Annotated[float, typer.Option(help="GB for the planned weights.")] = 11.0,
     save: Annotated[bool, typer.Option(help="Write bench/results/decoder-RECIPE.json.")] = False,
 ) -> None:
     """Eager direct (float32, bfloat16 autocast) and planned (float32), interleaved."""
-    torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     spec = Recipe.load(recipe).decoder
-    decoder = HyperConvDecoder(spec.features, spec.kernel_size).to(device).requires_grad_(False)
     profile = calibrate(device)
     plan = plan_decoder(spec.features, spec.kernel_size, profile, memory=memory * 1e9)
     console.print(f"{recipe} on {profile.name}; checking the plan against float64 …")
-    error = _error_on_a_slice(plan.convolutions, device)
+    error = _error_on_a_slice(plan, device)
     if error > 1e-5:
         raise SystemExit(f"the plan's relative error is {error:.1e}: no figures on a wrong result.")
-
-    x = torch.randn(1, *decoder.condition_shape, device=device)
-    start = time.perf_counter()
-    decoder.set_plan(plan, weights="cached")
-    preparation = time.perf_counter() - start
-    planned = {name: dict(block.tiles) for name, block in decoder.blocks.named_children()}  # type: ignore[arg-type]
-
-    def direct_pass() -> Tensor:
-        for block in decoder.blocks:
-            block.tiles = {}  # type: ignore[assignment]
-        return decoder(x)
-
-    def autocast_pass() -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            return direct_pass()
-
-    def planned_pass() -> Tensor:
-        for name, block in decoder.blocks.named_children():
-            block.tiles = planned[name]  # type: ignore[assignment]
-        return decoder(x)
-
-    variants: dict[str, Callable[[], Tensor]] = {
-        "eager direct, float32": direct_pass,
-        "eager direct, bfloat16 autocast": autocast_pass,
-        "planned, float32": planned_pass,
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    outputs: dict[str, Tensor] = {}
-    with console.status("timing"):
-        for turn in range(rounds + 1):
-            for name, run in variants.items():
-                gc.collect()
-                start = time.perf_counter()
-                outputs[name] = run()
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                if turn:
-                    seconds[name].append(time.perf_counter() - start)
-    figures = _figures(recipe, seconds, outputs, plan, preparation, error)
+    figures = {"recipe": recipe, "relative_error": error, **_timings(spec, plan, device, rounds)}
+    figures["peak_memory_gb"] = _peak_memory(spec, plan, device) / 1e9
     _print(figures)
     if save:
         console.print(f"Wrote {write(f'decoder-{Path(recipe).stem}', figures)}.")
     print(json.dumps(provenance() | figures))
 
 
-def _error_on_a_slice(choices: tuple[Any, ...], device: torch.device) -> float:
+def _timings(
+    spec: DecoderSpec, plan: DecoderPlan, device: torch.device, rounds: int
+) -> dict[str, Any]:
+    torch.manual_seed(0)
+    decoder = HyperConvDecoder(spec.features, spec.kernel_size).to(device).requires_grad_(False)
+    x = torch.randn(1, *decoder.condition_shape, device=device)
+    planned = copy.deepcopy(decoder)
+    start = time.perf_counter()
+    planned.set_plan(plan, weights="cached")
+    preparation = time.perf_counter() - start
+
+    def autocast_pass() -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            return decoder(x)
+
+    variants: dict[str, Callable[[], Tensor]] = {
+        EAGER_FP32: lambda: decoder(x),
+        EAGER_BF16: autocast_pass,
+        PLANNED: lambda: planned(x),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    outputs: dict[str, Tensor] = {}
+    with console.status("timing"):
+        for turn in range(rounds + 1):
+            for name, run in variants.items():
+                start = time.perf_counter()
+                outputs[name] = run()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                if turn:  # the first round warms up
+                    seconds[name].append(time.perf_counter() - start)
+    reference = outputs[EAGER_FP32].double()
+    middle = {name: median(values) for name, values in seconds.items()}
+    direct_flops = sum(choice.shape.direct_flops for choice in plan.convolutions)
+    planned_flops = sum(choice.flops for choice in plan.convolutions)
+    return {
+        "seconds": {name: sorted(values) for name, values in seconds.items()},
+        "difference_from_eager_fp32": {
+            name: ((out.double() - reference).norm() / reference.norm()).item()
+            for name, out in outputs.items()
+        },
+        "gflops_done": {
+            name: (planned_flops if name == PLANNED else direct_flops) / value / 1e9
+            for name, value in middle.items()
+        },
+        "speedup_over_eager_fp32": middle[EAGER_FP32] / middle[PLANNED],
+        "speedup_over_eager_bf16": middle[EAGER_BF16] / middle[PLANNED],
+        "arithmetic_saved": direct_flops / planned_flops,
+        "predicted_seconds": plan.seconds,
+        "preparation_seconds": preparation,
+        "planned_weights_gb": plan.weight_bytes / 1e9,
+    }
+
+
+def _error_on_a_slice(plan: DecoderPlan, device: torch.device) -> float:
     """Largest relative error of the plan's tiles against float64, with few channels."""
-    from torch.nn.functional import conv2d
-
-    from dnd_fast.kernels.fft_conv import fft_conv2d
-
     errors = [0.0]
-    for choice in choices:
+    for choice in plan.convolutions:
         shape = choice.shape
         if choice.tiles is None:
             continue
@@ -113,43 +131,21 @@ def _error_on_a_slice(choices: tuple[Any, ...], device: torch.device) -> float:
     return max(errors)
 
 
-def _figures(
-    recipe: str,
-    seconds: dict[str, list[float]],
-    outputs: dict[str, Tensor],
-    plan: Any,
-    preparation: float,
-    error: float,
-) -> dict[str, Any]:
-    reference = outputs["eager direct, float32"].double()
-    middle = {name: median(values) for name, values in seconds.items()}
-    direct_flops = sum(choice.shape.direct_flops for choice in plan.convolutions)
-    planned_flops = sum(choice.flops for choice in plan.convolutions)
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if torch.cuda.is_available()
-        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    )
-    return {
-        "recipe": recipe,
-        "relative_error": error,
-        "seconds": {name: sorted(values) for name, values in seconds.items()},
-        "difference_from_eager_fp32": {
-            name: ((out.double() - reference).norm() / reference.norm()).item()
-            for name, out in outputs.items()
-        },
-        "gflops_done": {
-            name: (planned_flops if name.startswith("planned") else direct_flops) / value / 1e9
-            for name, value in middle.items()
-        },
-        "speedup_over_eager_fp32": middle["eager direct, float32"] / middle["planned, float32"],
-        "speedup_over_eager_bf16": middle["eager direct, bfloat16 autocast"]
-        / middle["planned, float32"],
-        "arithmetic_saved": direct_flops / planned_flops,
-        "preparation_seconds": preparation,
-        "transformed_weights_gb": plan.weight_bytes / 1e9,
-        "peak_memory_gb": peak / 1e9,
-    }
+def _peak_memory(spec: DecoderSpec, plan: DecoderPlan, device: torch.device) -> int:
+    """Bytes at most in use while a fresh process prepares the planned decoder and runs it."""
+    with console.status("measuring memory in a process of its own"):
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+            return pool.submit(_planned_pass, spec, plan, device).result()
+
+
+def _planned_pass(spec: DecoderSpec, plan: DecoderPlan, device: torch.device) -> int:
+    decoder = HyperConvDecoder(spec.features, spec.kernel_size).to(device).requires_grad_(False)
+    decoder.set_plan(plan, weights="cached")
+    decoder(torch.randn(1, *decoder.condition_shape, device=device))
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _print(figures: dict[str, Any]) -> None:

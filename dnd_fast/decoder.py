@@ -46,21 +46,18 @@ class HyperConvBlock(nn.Module):
         self.b_width = conv(c_in, c_out)
         self.bias = nn.Parameter(torch.zeros(l_out, c_out))
         self.layerwise = conv(n_in, n_out, bias=True)
-        self.set_tiles({}, cached=False)
+        # Convolutions that run in the transform domain, and their weights if transformed for good.
+        self.tiles: dict[str, FFTConvPlan] = {}
+        self.transformed: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def set_tiles(self, tiles: dict[str, FFTConvPlan], *, cached: bool) -> None:
-        """Run the named convolutions in the transform domain, all others directly.
-
-        With ``cached`` their weights are transformed now, for calls without gradients, and kept
-        beside the weights themselves.
-        """
-        self.tiles = tiles
-        self._transformed: dict[str, tuple[tuple[int, int], Tensor]] = {}
-        for name, plan in tiles.items() if cached else ():
-            weight = getattr(self, name).weight
-            transformed = transform_weight(weight.to(_compute_dtype(weight)), plan)
-            self._transformed[name] = (_state_of(weight), transformed)
+    def transform_weights(self) -> None:
+        """Replace the weights of all tiled convolutions by their transforms, one at a time."""
+        for name, tiles in self.tiles.items():
+            module: nn.Module = getattr(self, name)
+            weight = cast(Tensor, module.weight)
+            self.transformed[name] = transform_weight(weight.to(_compute_dtype(weight)), tiles)
+            module.register_parameter("weight", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, N, L, C]`` -> ``[B, N', L', C']``."""
@@ -79,21 +76,20 @@ class HyperConvBlock(nn.Module):
             self._convolve,
         )
 
-    def _convolve(self, name: str, x: Tensor, weight: Tensor) -> Tensor:
+    def _convolve(self, name: str, x: Tensor, weight: Tensor | None) -> Tensor:
+        transformed = self.transformed.get(name)
+        if transformed is not None:
+            if torch.is_grad_enabled() and x.requires_grad:
+                raise InvalidInput(
+                    "weights='cached' gives no gradients: use torch.no_grad(), or "
+                    "weights='streamed' to train."
+                )
+            return fft_conv2d(x.to(transformed.dtype), transformed, self.tiles[name]).to(x.dtype)
+        assert weight is not None
         if name not in self.tiles:
             return direct(name, x, weight)
         dtype = _compute_dtype(weight)
-        state, transformed = self._transformed.get(name, (None, None))
-        if transformed is None or torch.is_grad_enabled():
-            used = weight.to(dtype)
-        elif state == _state_of(weight):
-            used = transformed
-        else:
-            raise InvalidInput(
-                f"the weights of {name} have changed since they were transformed: call set_plan() "
-                "again."
-            )
-        return fft_conv2d(x.to(dtype), used, self.tiles[name]).to(x.dtype)
+        return fft_conv2d(x.to(dtype), weight.to(dtype), self.tiles[name]).to(x.dtype)
 
 
 class HyperConvDecoder(nn.Module):
@@ -174,11 +170,13 @@ class HyperConvDecoder(nn.Module):
         Args:
             plan: of :func:`dnd_fast.kernels.plan.plan_decoder` for this decoder's shapes, or one
                 algorithm for all.
-            weights: ``"streamed"`` transforms weights at every call; ``"cached"`` once, now, and
-                keeps the result for calls without gradients.
+            weights: ``"streamed"`` transforms weights at every call. ``"cached"`` replaces them by
+                their transforms, now: at most one convolution has both at a time, but the decoder
+                can then be neither trained nor saved nor planned anew.
 
         Raises:
-            InvalidInput: the plan is for other shapes, or a word is unknown.
+            InvalidInput: the plan is for other shapes, a word is unknown, or the weights have been
+                replaced already.
         """
         if weights not in ("streamed", "cached"):
             raise InvalidInput(f"weights={weights!r}; choose 'streamed' or 'cached'.")
@@ -194,15 +192,19 @@ class HyperConvDecoder(nn.Module):
                 f"kernel size {self.kernel_size}."
             )
         blocks = cast(Sequence[HyperConvBlock], self.blocks)
-        for index, block in enumerate(blocks):
-            block.set_tiles(
-                {
-                    choice.shape.name.partition(".")[2]: choice.tiles
-                    for choice in plan.convolutions[5 * index : 5 * index + 5]
-                    if choice.tiles is not None
-                },
-                cached=weights == "cached",
+        if any(block.transformed for block in blocks):
+            raise InvalidInput(
+                "the weights have been replaced by their transforms: load the decoder again to "
+                "plan it anew."
             )
+        for index, block in enumerate(blocks):
+            block.tiles = {
+                choice.shape.name.partition(".")[2]: choice.tiles
+                for choice in plan.convolutions[5 * index : 5 * index + 5]
+                if choice.tiles is not None
+            }
+            if weights == "cached":
+                block.transform_weights()
 
     def set_impl(self, impl: Impl, *, compile: bool = False) -> None:
         """Choose how the blocks run; see the class's arguments."""
@@ -263,11 +265,6 @@ class HyperConvDecoder(nn.Module):
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
-
-
-def _state_of(weight: Tensor) -> tuple[int, int]:
-    """Changes when a tensor is replaced or written to."""
-    return weight.data_ptr(), weight._version
 
 
 def _check_features(features: Sequence[Sequence[int]]) -> tuple[Shape, ...]:

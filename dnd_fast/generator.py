@@ -175,7 +175,7 @@ class Generator(
 
         Args:
             batch: tasks per pass.
-            memory: bytes that transformed weights may take, beside the weights themselves.
+            memory: bytes that the convolutions' weights may take, transformed or not.
             weights: see :meth:`dnd_fast.decoder.HyperConvDecoder.set_plan`.
 
         Returns:
@@ -274,6 +274,11 @@ class Generator(
         """
         if self.layout.scale == "static" and self.layout.mean is None:
             raise InvalidInput("the layout has no mean and std: call layout.fit() before saving.")
+        if any(block.transformed for block in self.decoder.blocks):
+            raise InvalidInput(
+                "the weights have been replaced by their transforms, which are not saved: load the "
+                "generator again."
+            )
         if kwargs.get("push_to_hub"):
             return super().save_pretrained(save_directory, **kwargs)
         with atomic_folder(save_directory) as folder:

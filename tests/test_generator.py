@@ -1,5 +1,6 @@
 """The generator: from prompts to adapters, on disk and back."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 
 import dnd_fast
-from dnd_fast import Generator
+from dnd_fast import Generator, InvalidInput
 from dnd_fast.generator import GeneratorConfig
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import ConditionSpec, DecoderSpec
@@ -75,8 +76,6 @@ def test_save_and_load(tiny_generator, tmp_path):
 
 def test_bfloat16_on_disk_keeps_the_statistics_in_float32(tiny_generator, tmp_path):
     """Scales in bfloat16 lose up to a half of B: they must never be cast."""
-    import copy
-
     halved = copy.deepcopy(tiny_generator).to(torch.bfloat16)
     halved.save_pretrained(tmp_path / "generator")
     loaded = Generator.from_pretrained(tmp_path / "generator")
@@ -96,19 +95,17 @@ def test_embeddings_are_cached(tiny_generator, tmp_path, monkeypatch):
     assert torch.equal(tiny_generator.encode(tasks, cache=tmp_path), first)
 
 
-def test_prepared_generators_give_the_same_adapters(tiny_generator):
+def test_prepared_generators_give_the_same_adapters(tiny_generator, tmp_path):
     """Whatever the plan picks on this machine, and with the DFT everywhere."""
     expected = tiny_generator.generate(PROMPTS).tensors
-    try:
-        tiny_generator.prepare()
-        found = [tiny_generator.generate(PROMPTS).tensors]
-        tiny_generator.decoder.set_plan("fft", weights="cached")
-        found.append(tiny_generator.generate(PROMPTS).tensors)
-    finally:
-        tiny_generator.decoder.set_plan("direct")
-    for tensors in found:
-        for key, value in expected.items():
-            torch.testing.assert_close(tensors[key], value, rtol=1e-4, atol=1e-5)
+    planned, forced = copy.deepcopy(tiny_generator), copy.deepcopy(tiny_generator)
+    planned.prepare()
+    forced.decoder.set_plan("fft", weights="cached")
+    for generator in (planned, forced):
+        for key, value in generator.generate(PROMPTS).tensors.items():
+            torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
+    with pytest.raises(InvalidInput, match="replaced by their transforms, which are not saved"):
+        forced.save_pretrained(tmp_path / "generator")
 
 
 def test_generate_in_one_call(tiny_generator):
