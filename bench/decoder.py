@@ -12,7 +12,7 @@ import concurrent.futures
 import copy
 import json
 import multiprocessing
-import resource
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from dnd_fast.bench.results import provenance, write
+from dnd_fast.bench.results import RESULTS, provenance, write
 from dnd_fast.decoder import HyperConvDecoder
 from dnd_fast.kernels.fft_conv import fft_conv2d
 from dnd_fast.kernels.plan import DecoderPlan, calibrate, plan_decoder
@@ -41,7 +41,7 @@ console = Console()
 def main(
     recipe: Annotated[str, typer.Option(help="A recipe's name or file.")] = "common-sense-0.5b",
     rounds: Annotated[int, typer.Option(help="Timed rounds after one that warms up.")] = 3,
-    memory: Annotated[float, typer.Option(help="GB for the planned weights.")] = 11.0,
+    memory: Annotated[float, typer.Option(help="GB for the planned weights.")] = 13.0,
     save: Annotated[bool, typer.Option(help="Write bench/results/decoder-RECIPE.json.")] = False,
 ) -> None:
     """Eager direct (float32, bfloat16 autocast) and planned (float32), interleaved."""
@@ -57,7 +57,7 @@ def main(
     figures["peak_memory_gb"] = _peak_memory(spec, plan, device) / 1e9
     _print(figures)
     if save:
-        console.print(f"Wrote {write(f'decoder-{Path(recipe).stem}', figures)}.")
+        console.print(f"Wrote {write(f'decoder-{Recipe.load(recipe).name}', figures)}.")
     print(json.dumps(provenance() | figures))
 
 
@@ -115,6 +115,25 @@ def _timings(
     }
 
 
+def markdown() -> str:
+    """README's table from the committed results: ratios within one run."""
+    lines = [
+        "| recipe, one adapter | machine | against eager float32 | against eager bfloat16 | "
+        "arithmetic saved | peak memory | difference from eager float32 |",
+        "| --- |" + " --- |" * 6,
+    ]
+    for path in sorted(RESULTS.glob("decoder-*.json")):
+        figures = json.loads(path.read_text())
+        lines.append(
+            f"| {figures['recipe']} | {figures['device']} "
+            f"| {figures['speedup_over_eager_fp32']:.1f}x faster "
+            f"| {figures['speedup_over_eager_bf16']:.1f}x faster "
+            f"| {figures['arithmetic_saved']:.1f}x | {figures['peak_memory_gb']:.1f} GB "
+            f"| {figures['difference_from_eager_fp32'][PLANNED]:.1e} |"
+        )
+    return "\n".join(lines)
+
+
 def _error_on_a_slice(plan: DecoderPlan, device: torch.device) -> float:
     """Largest relative error of the plan's tiles against float64, with few channels."""
     errors = [0.0]
@@ -145,7 +164,9 @@ def _planned_pass(spec: DecoderSpec, plan: DecoderPlan, device: torch.device) ->
     decoder(torch.randn(1, *decoder.condition_shape, device=device))
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage's maximum, which a child process takes over from its parent.
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
 
 
 def _print(figures: dict[str, Any]) -> None:

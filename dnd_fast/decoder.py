@@ -51,13 +51,14 @@ class HyperConvBlock(nn.Module):
         self.transformed: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def transform_weights(self) -> None:
-        """Replace the weights of all tiled convolutions by their transforms, one at a time."""
-        for name, tiles in self.tiles.items():
-            module: nn.Module = getattr(self, name)
-            weight = cast(Tensor, module.weight)
-            self.transformed[name] = transform_weight(weight.to(_compute_dtype(weight)), tiles)
-            module.register_parameter("weight", None)
+    def transform_weight(self, name: str) -> None:
+        """Replace the weight of a tiled convolution by its transform."""
+        module: nn.Module = getattr(self, name)
+        weight = cast(Tensor, module.weight)
+        self.transformed[name] = transform_weight(
+            weight.to(_compute_dtype(weight)), self.tiles[name]
+        )
+        module.register_parameter("weight", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, N, L, C]`` -> ``[B, N', L', C']``."""
@@ -203,8 +204,10 @@ class HyperConvDecoder(nn.Module):
                 for choice in plan.convolutions[5 * index : 5 * index + 5]
                 if choice.tiles is not None
             }
-            if weights == "cached":
-                block.transform_weights()
+        if weights == "cached":  # largest first: the peak is then little more than the result
+            tiled = [(block, name) for block in blocks for name in block.tiles]
+            for block, name in sorted(tiled, key=lambda each: -getattr(*each).weight.numel()):
+                block.transform_weight(name)
 
     def set_impl(self, impl: Impl, *, compile: bool = False) -> None:
         """Choose how the blocks run; see the class's arguments."""

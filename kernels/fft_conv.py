@@ -160,10 +160,21 @@ def fft_conv2d(
     )
 
 
-def transform_weight(weight: Tensor, plan: FFTConvPlan) -> Tensor:
-    """``[C', C, k, k]`` -> ``[F, 2, C', C]``: real and imaginary part of each kept bin."""
+def transform_weight(
+    weight: Tensor, plan: FFTConvPlan, *, workspace_bytes: int = WORKSPACE_BYTES // 8
+) -> Tensor:
+    """``[C', C, k, k]`` -> ``[F, 2, C', C]``: real and imaginary part of each kept bin.
+
+    Beside the result it takes ``workspace_bytes``, as far as one output channel allows.
+    """
     taps = _taps(plan)
-    return _analyze(weight.permute(3, 2, 0, 1), plan, (taps, taps), unit=False)
+    channels_out, channels_in = weight.shape[:2]
+    out = weight.new_empty(plan.bins, 2, channels_out, channels_in)
+    each = channels_in * (2 * plan.bins + plan.kernel * plan.width.dft) * weight.element_size()
+    for channels in _chunks(channels_out, each, workspace_bytes):
+        part = weight[channels].permute(3, 2, 0, 1)
+        out[:, :, channels] = _analyze(part, plan, (taps, taps), unit=False)
+    return out
 
 
 class _FFTConv2d(torch.autograd.Function):

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
-from dnd_fast.bench.demo import markdown
+import pytest
+
+from dnd_fast.bench import decoder, demo
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_demo_table_is_the_committed_one():
+@pytest.mark.parametrize(("name", "module"), [("demo", demo), ("decoder", decoder)])
+def test_tables_are_the_committed_ones(name, module):
     text = README.read_text()
-    table = text.split("<!-- demo table -->")[1].split("<!-- end of demo table -->")[0]
-    assert table.strip() == markdown()
+    table = text.split(f"<!-- {name} table -->")[1].split(f"<!-- end of {name} table -->")[0]
+    assert table.strip() == module.markdown()
