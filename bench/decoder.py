@@ -3,7 +3,7 @@
     python -m bench.decoder --recipe common-sense-0.5b
 
 Weights are random. Every variant is timed in turn, round by round, so that a machine that slows
-down slows all of them; before that, each must agree with float64 on a slice of the network.
+down slows all of them; before that, the planned convolutions must agree with float64, with few channels.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def markdown() -> str:
         return "No results are committed yet."
     lines = [
         "| recipe, one adapter | machine | against eager float32 | against eager bfloat16 | "
-        "arithmetic saved | peak memory | difference from eager float32 |",
-        "| --- |" + " --- |" * 6,
+        "arithmetic saved | peak memory | difference from eager float32 | timed rounds |",
+        "| --- |" + " --- |" * 7,
     ]
     for path in results:
         figures = json.loads(path.read_text())
@@ -133,7 +133,8 @@ def markdown() -> str:
             f"| {figures['speedup_over_eager_fp32']:.1f}x faster "
             f"| {figures['speedup_over_eager_bf16']:.1f}x faster "
             f"| {figures['arithmetic_saved']:.1f}x | {figures['peak_memory_gb']:.1f} GB "
-            f"| {figures['difference_from_eager_fp32'][PLANNED]:.1e} |"
+            f"| {figures['difference_from_eager_fp32'][PLANNED]:.1e} "
+            f"| {len(figures['seconds'][PLANNED])} |"
         )
     return "\n".join(lines)
 

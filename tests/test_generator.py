@@ -75,7 +75,7 @@ def test_save_and_load(tiny_generator, tmp_path):
 
 
 def test_bfloat16_on_disk_keeps_the_statistics_in_float32(tiny_generator, tmp_path):
-    """Scales in bfloat16 lose up to a half of B: they must never be cast."""
+    """Scales in bfloat16 lose a good part of B: they must never be cast."""
     halved = copy.deepcopy(tiny_generator).to(torch.bfloat16)
     halved.save_pretrained(tmp_path / "generator")
     loaded = Generator.from_pretrained(tmp_path / "generator")
