@@ -3,7 +3,8 @@
     python -m bench.decoder --recipe common-sense-0.5b
 
 Weights are random. Every variant is timed in turn, round by round, so that a machine that slows
-down slows all of them; before that, the planned convolutions must agree with float64, with few channels.
+down slows all of them; before that, the planned convolutions must agree with float64, with few
+channels.
 """
 
 from __future__ import annotations
