@@ -8,6 +8,7 @@ demo: .venv/ready  ## generate an adapter for an unseen task and show that it wo
 
 test: .venv/ready  ## run all tests that need no GPU
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m interpret
 
 check: .venv/ready  ## lint, formatting, types
 	$(BIN)/ruff check .

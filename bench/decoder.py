@@ -2,9 +2,8 @@
 
     python -m bench.decoder --recipe common-sense-0.5b
 
-Weights are random. Every variant is timed in turn, round by round, so that a machine that slows
-down slows all of them; before that, the planned convolutions must agree with float64, with few
-channels.
+Weights are random. Before anything is timed, the planned convolutions must agree with float64, with
+few channels.
 """
 
 from __future__ import annotations
@@ -23,39 +22,47 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import conv2d
 
 from dnd_fast.bench.results import RESULTS, provenance, write
+from dnd_fast.bench.timing import console, difference, interleaved, speedup
 from dnd_fast.decoder import HyperConvDecoder
 from dnd_fast.kernels.fft_conv import fft_conv2d
-from dnd_fast.kernels.plan import DecoderPlan, calibrate, plan_decoder
+from dnd_fast.kernels.plan import DecoderPlan
+from dnd_fast.planning import plan_for
 from dnd_fast.recipe import DecoderSpec, Recipe
 
 EAGER_FP32 = "eager direct, float32"
 EAGER_BF16 = "eager direct, bfloat16 autocast"
+COMPILED_FP32 = "compiled direct, float32"
+COMPILED_BF16 = "compiled direct, bfloat16 autocast"
 PLANNED = "planned, float32"
-console = Console()
+PLANNED_BF16 = "planned, bfloat16"
 
 
 def main(
     recipe: Annotated[str, typer.Option(help="A recipe's name or file.")] = "common-sense-0.5b",
     rounds: Annotated[int, typer.Option(help="Timed rounds after one that warms up.")] = 3,
-    memory: Annotated[float, typer.Option(help="GB for the planned weights.")] = 10.5,
+    memory: Annotated[float, typer.Option(help="GB that the planned decoder may take.")] = 12,
+    compiled: Annotated[bool, typer.Option(help="Also time torch.compile.")] = True,
     save: Annotated[bool, typer.Option(help="Write bench/results/decoder-RECIPE.json.")] = False,
 ) -> None:
-    """Eager direct (float32, bfloat16 autocast) and planned (float32), interleaved."""
+    """Eager and compiled direct (float32, bfloat16 autocast) against planned, interleaved."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     spec = Recipe.load(recipe).decoder
-    profile = calibrate(device)
-    plan = plan_decoder(spec.features, spec.kernel_size, profile, memory=memory * 1e9)
-    console.print(f"{recipe} on {profile.name}; checking the plan against float64 …")
+    torch.manual_seed(0)
+    decoder = HyperConvDecoder(spec.features, spec.kernel_size, impl="torch")
+    decoder.to(device).requires_grad_(False)
+    plan = plan_for(decoder, memory=1e9 * memory)
+    console.print(f"{recipe}: checking the plan against float64 …")
     error = _error_on_a_slice(plan, device)
     if error > 1e-5:
         raise SystemExit(f"the plan's relative error is {error:.1e}: no figures on a wrong result.")
-    figures = {"recipe": recipe, "relative_error": error, **_timings(spec, plan, device, rounds)}
+    figures = {"recipe": recipe, "relative_error": error}
+    figures |= _timings(decoder, plan, rounds, compiled)
+    del decoder
     figures["peak_memory_gb"] = _peak_memory(spec, plan, device) / 1e9
     _print(figures)
     if save:
@@ -64,52 +71,48 @@ def main(
 
 
 def _timings(
-    spec: DecoderSpec, plan: DecoderPlan, device: torch.device, rounds: int
+    decoder: HyperConvDecoder, plan: DecoderPlan, rounds: int, compiled: bool
 ) -> dict[str, Any]:
-    torch.manual_seed(0)
-    decoder = HyperConvDecoder(spec.features, spec.kernel_size).to(device).requires_grad_(False)
+    device = decoder.device
     x = torch.randn(1, *decoder.condition_shape, device=device)
     planned = copy.deepcopy(decoder)
     start = time.perf_counter()
-    planned.set_plan(plan, weights="cached")
+    planned.set_plan(plan)
     preparation = time.perf_counter() - start
+    compiled_pass = torch.compile(decoder, dynamic=False)
 
-    def autocast_pass() -> Tensor:
+    def autocast(run: Callable[[Tensor], Tensor]) -> Tensor:
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            return decoder(x)
+            return run(x)
 
     variants: dict[str, Callable[[], Tensor]] = {
         EAGER_FP32: lambda: decoder(x),
-        EAGER_BF16: autocast_pass,
+        EAGER_BF16: lambda: autocast(decoder),
         PLANNED: lambda: planned(x),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    outputs: dict[str, Tensor] = {}
-    with console.status("timing"):
-        for turn in range(rounds + 1):
-            for name, run in variants.items():
-                start = time.perf_counter()
-                outputs[name] = run()
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                if turn:  # the first round warms up
-                    seconds[name].append(time.perf_counter() - start)
-    reference = outputs[EAGER_FP32].double()
-    middle = {name: median(values) for name, values in seconds.items()}
+    if compiled:
+        variants[COMPILED_FP32] = lambda: compiled_pass(x)
+        variants[COMPILED_BF16] = lambda: autocast(compiled_pass)
+    if device.type == "cuda":  # a CPU multiplies no 16-bit numbers fast
+        narrow = copy.deepcopy(decoder).bfloat16()
+        narrow.set_plan(plan)
+        variants[PLANNED_BF16] = lambda: narrow(x.bfloat16())
+    seconds, outputs = interleaved(variants, rounds, device)
     direct_flops = sum(choice.shape.direct_flops for choice in plan.convolutions)
     planned_flops = sum(choice.flops for choice in plan.convolutions)
     return {
-        "seconds": {name: sorted(values) for name, values in seconds.items()},
+        "seconds": seconds,
         "difference_from_eager_fp32": {
-            name: ((out.double() - reference).norm() / reference.norm()).item()
-            for name, out in outputs.items()
+            name: difference(out, outputs[EAGER_FP32]) for name, out in outputs.items()
         },
         "gflops_done": {
-            name: (planned_flops if name == PLANNED else direct_flops) / value / 1e9
-            for name, value in middle.items()
+            name: (planned_flops if name.startswith("planned") else direct_flops)
+            / median(values)
+            / 1e9
+            for name, values in seconds.items()
         },
-        "speedup_over_eager_fp32": middle[EAGER_FP32] / middle[PLANNED],
-        "speedup_over_eager_bf16": middle[EAGER_BF16] / middle[PLANNED],
+        "speedup_over_eager_fp32": speedup(seconds, EAGER_FP32, PLANNED),
+        "speedup_over_eager_bf16": speedup(seconds, EAGER_BF16, PLANNED),
         "arithmetic_saved": direct_flops / planned_flops,
         "predicted_seconds": plan.seconds,
         "preparation_seconds": preparation,
@@ -124,8 +127,9 @@ def markdown() -> str:
         return "No results are committed yet."
     lines = [
         "| recipe, one adapter | machine | against eager float32 | against eager bfloat16 | "
-        "arithmetic saved | peak memory | difference from eager float32 | timed rounds |",
-        "| --- |" + " --- |" * 7,
+        "against compiled float32 | arithmetic saved | peak memory | "
+        "difference from eager float32 | timed rounds |",
+        "| --- |" + " --- |" * 8,
     ]
     for path in results:
         figures = json.loads(path.read_text())
@@ -133,6 +137,7 @@ def markdown() -> str:
             f"| {figures['recipe']} | {figures['device']} "
             f"| {figures['speedup_over_eager_fp32']:.1f}x faster "
             f"| {figures['speedup_over_eager_bf16']:.1f}x faster "
+            f"| {speedup(figures['seconds'], COMPILED_FP32, PLANNED):.1f}x faster "
             f"| {figures['arithmetic_saved']:.1f}x | {figures['peak_memory_gb']:.1f} GB "
             f"| {figures['difference_from_eager_fp32'][PLANNED]:.1e} "
             f"| {len(figures['seconds'][PLANNED])} |"
@@ -151,8 +156,7 @@ def _error_on_a_slice(plan: DecoderPlan, device: torch.device) -> float:
         x = torch.randn(1, channels, shape.height, shape.width, device=device)
         weight = torch.randn(4, channels, shape.kernel, shape.kernel, device=device)
         expected = conv2d(x.double(), weight.double(), padding=shape.kernel // 2)
-        found = fft_conv2d(x, weight, choice.tiles).double()
-        errors.append(((found - expected).norm() / expected.norm()).item())
+        errors.append(difference(fft_conv2d(x, weight, choice.tiles), expected))
     return max(errors)
 
 
@@ -167,7 +171,7 @@ def _peak_memory(spec: DecoderSpec, plan: DecoderPlan, device: torch.device) -> 
 
 def _planned_pass(spec: DecoderSpec, plan: DecoderPlan, device: torch.device) -> int:
     decoder = HyperConvDecoder(spec.features, spec.kernel_size).to(device).requires_grad_(False)
-    decoder.set_plan(plan, weights="cached")
+    decoder.set_plan(plan)
     decoder(torch.randn(1, *decoder.condition_shape, device=device))
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -18,6 +18,7 @@ from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_folder, write_json
 
 if TYPE_CHECKING:
+    from dnd_fast.kernels.device import DeviceProfile
     from dnd_fast.kernels.plan import DecoderPlan
 
 app = typer.Typer(
@@ -38,6 +39,14 @@ class Impl(StrEnum):
     auto = "auto"
     triton = "triton"
     torch = "torch"
+
+
+class Weights(StrEnum):
+    """How transformed weights are kept."""
+
+    cached = "cached"
+    streamed = "streamed"
+    int8 = "int8"
 
 
 class PlanDevice(StrEnum):
@@ -122,22 +131,62 @@ def plan(
     device: Annotated[
         PlanDevice, typer.Option(help="'here' measures this machine for two seconds.")
     ] = PlanDevice.here,
-    batch: Annotated[int, typer.Option(help="Adapters per pass.")] = 1,
+    batch: Annotated[int, typer.Option(help="Adapters per pass.", min=1)] = 1,
     memory: Annotated[float | None, typer.Option(help="GB for the convolutions' weights.")] = None,
+    weights: Annotated[
+        Weights | None,
+        typer.Option(help="How transformed weights are kept. [default: cached]"),
+    ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="Forward and backward pass, weights streamed.")
+    ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="First time this machine's convolutions, for minutes, and keep the times: they "
+            "count instead of predictions from then on.",
+        ),
+    ] = False,
 ) -> None:
     """Show which algorithm would run each convolution of a decoder, and its predicted time."""
-    from dnd_fast.kernels.plan import PROFILES, calibrate, plan_decoder
+    import torch
+
+    from dnd_fast.kernels.device import PROFILES, calibrate
+    from dnd_fast.kernels.measured import load_table
+    from dnd_fast.kernels.plan import floor_seconds, plan_decoder
     from dnd_fast.recipe import Recipe
 
+    if measure and (training or device is not PlanDevice.here):
+        raise InvalidInput("--measure is for inference on this machine: leave out other options.")
     spec = Recipe.load(recipe).decoder
-    profile = calibrate() if device is PlanDevice.here else PROFILES[device.value]
-    limit = None if memory is None else 1e9 * memory
+    shapes = spec.features, spec.kernel_size
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    profile = calibrate(here) if device is PlanDevice.here else PROFILES[device.value]
+    kept = weights or (Weights.streamed if training else Weights.cached)
+    if measure:
+        _measure(shapes, profile, batch, kept.value, here)
+    table = load_table(here) if device is PlanDevice.here else None
+
+    def planned(algorithm: Literal["auto", "direct"]) -> DecoderPlan:
+        return plan_decoder(
+            *shapes,
+            profile,
+            batch=batch,
+            memory=1e9 * memory if memory and algorithm == "auto" else None,
+            weights=kept.value,
+            training=training,
+            algorithm=algorithm,
+            measured=table,
+        )
+
     try:
-        chosen = plan_decoder(spec.features, spec.kernel_size, profile, batch=batch, memory=limit)
+        chosen, direct = planned("auto"), planned("direct")
     except ValueError as error:
         raise InvalidInput(str(error)) from error
-    direct = plan_decoder(spec.features, spec.kernel_size, profile, batch=batch, algorithm="direct")
-    _print_plan(chosen, direct, f"{recipe}, batch {batch}, on {profile.name}")
+    purpose = "a training step" if training else "one pass"
+    title = f"{recipe}, {purpose} of batch {batch}, weights {kept.value}, on {profile.name}"
+    _print_plan(chosen, direct, floor_seconds(*shapes, profile, batch), title)
 
 
 @app.command()
@@ -196,7 +245,30 @@ def main() -> None:
         sys.exit(1)
 
 
-def _print_plan(chosen: DecoderPlan, direct: DecoderPlan, title: str) -> None:
+def _measure(
+    shapes: tuple[Any, int], profile: DeviceProfile, batch: int, weights: Any, device: str
+) -> None:
+    """Time convolutions and add the times to this device's table."""
+    from dnd_fast.kernels.device import device_name
+    from dnd_fast.kernels.measured import load_table, measure, table_path
+
+    with progress_bars() as progress:
+        found = measure(
+            *shapes,
+            profile,
+            batch=batch,
+            weights=weights,
+            device=device,
+            report=lambda done, total: progress("timing convolutions", done, total),
+        )
+    path = table_path(device)
+    times = {**load_table(device), **found}
+    with atomic_folder(path.parent) as folder:
+        write_json(folder / path.name, {"device": device_name(device), "seconds": times})
+    console.print(f"Wrote [bold]{escape(str(path))}[/bold].")
+
+
+def _print_plan(chosen: DecoderPlan, direct: DecoderPlan, floor: float, title: str) -> None:
     from rich.table import Table
 
     table = Table(title=title, box=None)
@@ -209,22 +281,29 @@ def _print_plan(chosen: DecoderPlan, direct: DecoderPlan, title: str) -> None:
             shape.name,
             f"{shape.height}x{shape.width}",
             f"{shape.channels_in}→{shape.channels_out}",
-            f"{tiles.height.dft}x{tiles.width.dft}" if tiles else "direct",
+            each.algorithm,
             str(tiles.tiles) if tiles else "",
-            f"{each.flops / 1e9:.1f}",
-            f"{each.weight_bytes / 1e6:.0f}",
-            f"{1e3 * each.seconds:.3g}",
+            f"{each.flops / 1e9:.0f}",
+            f"{each.bytes_moved / 1e6:.0f}",
+            _ms(each.seconds),
             f"{each.seconds / chosen.seconds:.0%}",
         )
     console.print(table)
-    console.print("MB: of the weights as used. ms: predicted, like all times here.")
+    console.print("MB: moved. ms: predicted, or as measured where this device has a table.")
     for label, each_plan in (("this plan", chosen), ("all direct", direct)):
         flops = sum(each.flops for each in each_plan.convolutions)
+        moved = sum(each.bytes_moved for each in each_plan.convolutions)
         console.print(
-            f"{label}: {flops / 1e12:.2f} TFLOP, weights {each_plan.weight_bytes / 1e9:.2f} GB, "
-            f"predicted {1e3 * each_plan.seconds:.3g} ms"
+            f"{label}: {flops / 1e12:.2f} TFLOP, {moved / 1e9:.1f} GB moved, "
+            f"weights {each_plan.weight_bytes / 1e9:.2f} GB, {_ms(each_plan.seconds)} ms"
         )
-    console.print(f"predicted speed-up over direct: {direct.seconds / chosen.seconds:.1f}x")
+    console.print(f"physical floor, reading the raw weights once: {_ms(floor)} ms")
+    console.print(f"speed-up over direct: {direct.seconds / chosen.seconds:.1f}x")
+
+
+def _ms(seconds: float) -> str:
+    """Three digits, never an exponent."""
+    return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
 def _describe_adapter(source: str) -> dict[str, Any]:

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from dnd_fast.condition import LengthProjection
 from dnd_fast.errors import InvalidInput
-from dnd_fast.kernels.fft_conv import FFTConvPlan, fft_conv2d, transform_weight
-from dnd_fast.kernels.plan import PROFILES, DecoderPlan, decoder_convolutions, plan_decoder
+from dnd_fast.kernels.device import PROFILES
+from dnd_fast.kernels.fft_conv import WORKSPACE_BYTES, fft_conv2d
+from dnd_fast.kernels.plan import DecoderPlan, Weights, decoder_convolutions, plan_decoder
 from dnd_fast.kernels.reference import LAYER_NORM_EPS, direct, hyper_conv_block
+from dnd_fast.kernels.tiles import FFTConvPlan
+from dnd_fast.kernels.transformed_weight import TransformedWeight, transform_weight
 
 Impl = Literal["auto", "triton", "torch"]
 Shape = tuple[int, int, int]
@@ -48,16 +51,15 @@ class HyperConvBlock(nn.Module):
         self.layerwise = conv(n_in, n_out, bias=True)
         # Convolutions that run in the transform domain, and their weights if transformed for good.
         self.tiles: dict[str, FFTConvPlan] = {}
-        self.transformed: dict[str, Tensor] = {}
+        self.transformed: dict[str, TransformedWeight] = {}
+        self.workspace_bytes = WORKSPACE_BYTES
 
     @torch.no_grad()
-    def transform_weight(self, name: str) -> None:
+    def transform_weight(self, name: str, dtype: torch.dtype | None = None) -> None:
         """Replace the weight of a tiled convolution by its transform."""
         module: nn.Module = getattr(self, name)
         weight = cast(Tensor, module.weight)
-        self.transformed[name] = transform_weight(
-            weight.to(_compute_dtype(weight)), self.tiles[name]
-        )
+        self.transformed[name] = transform_weight(weight, self.tiles[name], dtype=dtype)
         module.register_parameter("weight", None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,19 +80,20 @@ class HyperConvBlock(nn.Module):
         )
 
     def _convolve(self, name: str, x: Tensor, weight: Tensor | None) -> Tensor:
-        transformed = self.transformed.get(name)
-        if transformed is not None:
-            if torch.is_grad_enabled() and x.requires_grad:
-                raise InvalidInput(
-                    "weights='cached' gives no gradients: use torch.no_grad(), or "
-                    "weights='streamed' to train."
-                )
-            return fft_conv2d(x.to(transformed.dtype), transformed, self.tiles[name]).to(x.dtype)
-        assert weight is not None
+        used = self.transformed.get(name, weight)
+        assert used is not None
+        if isinstance(used, TransformedWeight) and torch.is_grad_enabled() and x.requires_grad:
+            raise InvalidInput(
+                "transformed weights give no gradients: use torch.no_grad(), or "
+                "weights='streamed' to train."
+            )
         if name not in self.tiles:
-            return direct(name, x, weight)
-        dtype = _compute_dtype(weight)
-        return fft_conv2d(x.to(dtype), weight.to(dtype), self.tiles[name]).to(x.dtype)
+            assert isinstance(used, Tensor)
+            return direct(name, x, used)
+        dtype = self.bias.dtype  # x may be narrower, under autocast
+        return fft_conv2d(
+            x.to(dtype), used, self.tiles[name], workspace_bytes=self.workspace_bytes
+        ).to(x.dtype)
 
 
 class HyperConvDecoder(nn.Module):
@@ -158,33 +161,31 @@ class HyperConvDecoder(nn.Module):
         return next(self.parameters()).device
 
     def set_plan(
-        self,
-        plan: DecoderPlan | Literal["direct", "fft"],
-        *,
-        weights: Literal["streamed", "cached"] = "streamed",
+        self, plan: DecoderPlan | Literal["direct", "fft"], *, weights: Weights = "streamed"
     ) -> None:
         """Choose the algorithm of every convolution.
 
-        Transform-domain convolutions compute in float32 (float64 for float64 weights) and have
-        no second derivatives.
+        Weights transformed at every call (``"streamed"``) can be trained, though there are no
+        second derivatives. Transforms that are kept (``"cached"``, and ``"int8"``: a quarter of
+        the memory, an error of about 1 %) replace the weights, now, one convolution after the
+        other; the decoder can then be neither trained nor saved nor planned anew.
 
         Args:
             plan: of :func:`dnd_fast.kernels.plan.plan_decoder` for this decoder's shapes, or one
                 algorithm for all.
-            weights: ``"streamed"`` transforms weights at every call. ``"cached"`` replaces them by
-                their transforms, now: at most one convolution has both at a time, but the decoder
-                can then be neither trained nor saved nor planned anew.
+            weights: for the two words; a plan knows its own.
 
         Raises:
             InvalidInput: the plan is for other shapes, a word is unknown, or the weights have been
                 replaced already.
         """
-        if weights not in ("streamed", "cached"):
-            raise InvalidInput(f"weights={weights!r}; choose 'streamed' or 'cached'.")
+        if weights not in get_args(Weights):
+            raise InvalidInput(f"weights={weights!r}; choose one of {get_args(Weights)}.")
         shapes = decoder_convolutions(self.features, self.kernel_size)
         if plan in ("direct", "fft"):
-            profile = PROFILES["cpu"]
-            plan = plan_decoder(self.features, self.kernel_size, profile, algorithm=plan)
+            plan = plan_decoder(
+                self.features, self.kernel_size, PROFILES["cpu"], weights=weights, algorithm=plan
+            )
         if not isinstance(plan, DecoderPlan):
             raise InvalidInput(f"plan={plan!r}: give a DecoderPlan, 'direct' or 'fft'.")
         if [choice.shape for choice in plan.convolutions] != shapes:
@@ -199,15 +200,17 @@ class HyperConvDecoder(nn.Module):
                 "plan it anew."
             )
         for index, block in enumerate(blocks):
+            block.workspace_bytes = plan.workspace_bytes
             block.tiles = {
                 choice.shape.name.partition(".")[2]: choice.tiles
                 for choice in plan.convolutions[5 * index : 5 * index + 5]
                 if choice.tiles is not None
             }
-        if weights == "cached":  # largest first: the peak is then little more than the result
+        if plan.weights != "streamed":  # largest first: the peak is little more than the result
+            dtype = torch.int8 if plan.weights == "int8" else None
             tiled = [(block, name) for block in blocks for name in block.tiles]
             for block, name in sorted(tiled, key=lambda each: -getattr(*each).weight.numel()):
-                block.transform_weight(name)
+                block.transform_weight(name, dtype)
 
     def set_impl(self, impl: Impl, *, compile: bool = False) -> None:
         """Choose how the blocks run; see the class's arguments."""
@@ -254,8 +257,7 @@ class HyperConvDecoder(nn.Module):
                 f"the condition is on {condition.device}, the decoder on {self.device}: "
                 "move one of them with .to(device)."
             )
-        autocast = torch.is_autocast_enabled(condition.device.type)
-        if condition.dtype != self.dtype and not autocast:
+        if condition.dtype != self.dtype and not torch.is_autocast_enabled(condition.device.type):
             raise InvalidInput(
                 f"the condition is {condition.dtype}, the decoder {self.dtype}: "
                 "convert one of them with .to(dtype)."
@@ -264,10 +266,6 @@ class HyperConvDecoder(nn.Module):
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, impl={self.impl!r}"
-
-
-def _compute_dtype(weight: Tensor) -> torch.dtype:
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def _check_features(features: Sequence[Sequence[int]]) -> tuple[Shape, ...]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Any, cast, overload
 
 import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
@@ -27,8 +27,9 @@ from dnd_fast.files import (
     write_json,
     write_safetensors,
 )
-from dnd_fast.kernels.plan import DecoderPlan, calibrate, plan_decoder
+from dnd_fast.kernels.plan import DecoderPlan, Weights
 from dnd_fast.layout import TokenLayout
+from dnd_fast.planning import plan_for
 from dnd_fast.prompts import read_prompts, sample_prompts
 from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
 
@@ -165,37 +166,20 @@ class Generator(
         return hidden.unflatten(0, (len(tasks), spec.prompts))
 
     def prepare(
-        self,
-        *,
-        batch: int = 1,
-        memory: float | None = None,
-        weights: Literal["cached", "streamed"] = "cached",
+        self, *, batch: int = 1, memory: float | None = None, weights: Weights = "cached"
     ) -> DecoderPlan:
-        """Measure the device for two seconds and plan the decoder's convolutions for it.
+        """Plan the decoder's convolutions for its device, and follow the plan from now on.
 
         Args:
             batch: tasks per pass.
-            memory: bytes that the convolutions' weights may take, transformed or not.
+            memory: bytes that the decoder may take; see :func:`dnd_fast.planning.plan_for`.
             weights: see :meth:`dnd_fast.decoder.HyperConvDecoder.set_plan`.
-
-        Returns:
-            The plan, which the decoder follows from now on.
 
         Raises:
             InvalidInput: nothing fits into ``memory``, or ``weights`` is unknown.
         """
-        spec = self.config.decoder
-        try:
-            plan = plan_decoder(
-                spec.features,
-                spec.kernel_size,
-                calibrate(self.device),
-                batch=batch,
-                memory=memory,
-            )
-        except ValueError as error:
-            raise InvalidInput(str(error)) from error
-        self.decoder.set_plan(plan, weights=weights)
+        plan = plan_for(self.decoder, batch=batch, memory=memory, weights=weights)
+        self.decoder.set_plan(plan)
         return plan
 
     def forward(self, condition: Tensor) -> Tensor:

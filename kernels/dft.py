@@ -1,4 +1,4 @@
-"""Dense matrices of the 2-D DFT of real data, one of each conjugate pair of bins kept.
+"""The 2-D DFT of real data as dense matrix products, one of each conjugate pair of bins kept.
 
 The width is transformed first, from real data; of its frequencies ("columns") those that are their
 own conjugates (0, and n / 2 for an even n) stay real until the height is transformed, and keep half
@@ -9,16 +9,78 @@ All are computed in float64 and cached by length, positions, dtype and device.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from dnd_fast.kernels.tiles import Cut, FFTConvPlan, Positions, columns
 
-def columns(n: int) -> tuple[list[int], list[int]]:
-    """Column frequencies: those that are their own conjugates, and one of each other pair."""
-    own = [0, n // 2] if n % 2 == 0 else [0]
-    return own, [b for b in range(n // 2 + 1) if b not in own]
+
+def analyze(
+    x: Tensor,
+    plan: FFTConvPlan,
+    positions: Positions,
+    *,
+    unit: bool,
+    cuts: Sequence[Cut] | None = None,
+    planes: int = 2,
+) -> Tensor:
+    """DFT of real data, ``[W, H, ...]`` -> ``[F, planes, ...]``, or ``[F, planes, t1, t2, ...]``.
+
+    Args:
+        x: data at some positions of a window, or to be cut into such.
+        plan: lengths of the DFT.
+        positions: of the data in the window, along width and height.
+        unit: orthonormal, rather than without a factor.
+        cuts: tiles t2 and t1 along width and height.
+        planes: 2 for (re, im); 3 for (-im, re, im), whose first two are the signal turned by a
+            right angle.
+    """
+    n, own = plan.height.dft, len(columns(plan.width.dft)[0])
+    across = _width_matrix(plan.width.dft, positions[0], unit, x.dtype, x.device)
+    down_own, down = _height_matrices(n, positions[1], unit, planes, x.dtype, x.device)
+    rest: tuple[int, ...] = x.shape[2:]
+    x = x.contiguous()
+    if cuts is None:
+        waves = (across @ x.flatten(1)).view(len(across), x.shape[1], -1)  # [R, P1, M]
+    else:
+        windows = cuts[0](x, 0)  # [t2, P2, H, ...]
+        waves = torch.matmul(across, windows.flatten(2)).unflatten(2, x.shape[1:])
+        tiles = cuts[1](waves, 2)  # [t2, R, t1, P1, ...]
+        rest = (tiles.shape[2], tiles.shape[0], *rest)
+        order = (1, 3, 2, 0, *range(4, tiles.ndim))
+        waves = tiles.permute(order).flatten(2)  # [R, P1, (t1, t2, ...)]
+    each = math.prod(rest)
+    waves = waves.reshape(len(across), len(positions[1]), each)
+    out = x.new_empty(plan.bins, planes, *rest)
+    split = own * (n // 2 + 1)
+    for matrix, part, found in (
+        (down_own, waves[:own], out[:split]),
+        (down, waves[own:].reshape(-1, 2 * len(positions[1]), each), out[split:]),
+    ):
+        target = found.view(len(part), len(matrix), each)
+        torch.bmm(matrix.expand(len(part), -1, -1), part, out=target)
+    return out
+
+
+def synthesize(bins: Tensor, plan: FFTConvPlan, positions: Positions, *, unit: bool) -> Tensor:
+    """Inverse DFT at some positions of a window: ``[F, 2, ...]`` -> ``[P2, P1, ...]``, real."""
+    n, (own, pairs) = plan.height.dft, columns(plan.width.dft)
+    rest, rows = bins.shape[2:], len(positions[1])
+    each, split = math.prod(rest), len(own) * (n // 2 + 1)
+    up_own, up = _inverse_height_matrices(n, positions[1], unit, bins.dtype, bins.device)
+    across = _inverse_width_matrix(plan.width.dft, positions[0], unit, bins.dtype, bins.device)
+    waves = bins.new_empty(len(own) + 2 * len(pairs), rows, each)
+    for matrix, part, count, found in (
+        (up_own, bins[:split], len(own), waves[: len(own)]),
+        (up, bins[split:], len(pairs), waves[len(own) :]),
+    ):
+        target = found.view(count, len(matrix), each)
+        source = part.reshape(count, matrix.shape[1], each)
+        torch.bmm(matrix.expand(count, -1, -1), source, out=target)
+    return (across @ waves.flatten(1)).view(-1, rows, *rest)
 
 
 def _phases(frequencies: list[int], positions: tuple[int, ...], n: int) -> Tensor:
@@ -27,14 +89,8 @@ def _phases(frequencies: list[int], positions: tuple[int, ...], n: int) -> Tenso
     return (f[:, None] * q % n).double() * (2 * math.pi / n)
 
 
-def _complex_rows(angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Real and imaginary part of exp(-i angle) (re, im) as rows over [re | im]."""
-    cosine, sine = angle.cos(), angle.sin()
-    return torch.cat([cosine, sine], dim=1), torch.cat([-sine, cosine], dim=1)
-
-
 @lru_cache(maxsize=256)
-def width_matrix(
+def _width_matrix(
     n: int, positions: tuple[int, ...], unit: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """``[R, P2]``: cosine of the self-conjugate columns, then (cosine, -sine) of the pairs."""
@@ -46,20 +102,28 @@ def width_matrix(
 
 
 @lru_cache(maxsize=256)
-def height_matrices(
-    n: int, positions: tuple[int, ...], unit: bool, dtype: torch.dtype, device: torch.device
+def _height_matrices(
+    n: int,
+    positions: tuple[int, ...],
+    unit: bool,
+    planes: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """(re, im) of half the frequencies from real data, ``[(n / 2 + 1) 2, P1]``, and (re, im) of all
-    from [re | im], ``[n 2, 2 P1]``."""
+    """The planes of half the frequencies from real data, ``[(n / 2 + 1) planes, P1]``, and of all
+    from [re | im], ``[n planes, 2 P1]``."""
     angle = _phases(list(range(n)), positions, n)
-    full = torch.stack(_complex_rows(angle), dim=1).flatten(0, 1)
-    half = full[: 2 * (n // 2 + 1), : len(positions)]
+    cosine, sine = angle.cos(), angle.sin()  # exp(-i angle) (re + i im)
+    real, imaginary = torch.cat([cosine, sine], dim=1), torch.cat([-sine, cosine], dim=1)
+    rows = (-imaginary, real, imaginary)[3 - planes :]
+    full = torch.stack(rows, dim=1).flatten(0, 1)
+    half = full[: planes * (n // 2 + 1), : len(positions)]
     scale = math.sqrt(n) if unit else 1
     return (half / scale).to(device, dtype).contiguous(), (full / scale).to(device, dtype)
 
 
 @lru_cache(maxsize=256)
-def inverse_height_matrices(
+def _inverse_height_matrices(
     n: int, positions: tuple[int, ...], unit: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Real part from (re, im) of half the frequencies, ``[P1, (n / 2 + 1) 2]``, which stand for
@@ -75,7 +139,7 @@ def inverse_height_matrices(
 
 
 @lru_cache(maxsize=256)
-def inverse_width_matrix(
+def _inverse_width_matrix(
     n: int, positions: tuple[int, ...], unit: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """``[P2, own + 2 pairs]``: from real parts of own columns, then (re, im) of each pair's."""

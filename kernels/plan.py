@@ -1,24 +1,28 @@
 """Which algorithm runs each convolution of a decoder: direct or transform-domain, and its tiles.
 
 Every choice is the cheapest by predicted time: for each step the larger of arithmetic over the
-device's rate and bytes over its bandwidth. Rates are those that a device reaches, not peaks.
+device's rate and bytes over its bandwidth. Where a committed table has measured the device, its
+times count instead.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
-import torch
-from torch.nn.functional import conv2d
-
-from dnd_fast.kernels.fft_conv import FFTConvPlan
+from dnd_fast.kernels.device import DeviceProfile
+from dnd_fast.kernels.fft_conv import WORKSPACE_BYTES
+from dnd_fast.kernels.tiles import FFTConvPlan
 
 CONVOLUTIONS = ("a_width", "a_height", "b_height", "b_width", "layerwise")
 MAX_DFT = 64
+Weights = Literal["cached", "streamed", "int8"]
+# Of one convolution: the seconds of "direct" and of "N1xN2", the lengths of a DFT.
+MeasuredTimes = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -35,38 +39,25 @@ class ConvShape:
     @property
     def direct_flops(self) -> float:
         """Of the direct form, one sample, a multiplication and an addition being two."""
-        positions = self.height * self.width
-        return 2.0 * positions * self.channels_in * self.channels_out * self.kernel**2
+        return 2.0 * self.height * self.width * self.weights
 
+    @property
+    def weights(self) -> int:
+        """Elements of the raw weight."""
+        return self.channels_in * self.channels_out * self.kernel**2
 
-@dataclass(frozen=True)
-class DeviceProfile:
-    """What a device reaches.
+    @property
+    def turned(self) -> ConvShape:
+        """The convolution that gives the gradient of the input."""
+        sizes = self.height, self.width, self.channels_out, self.channels_in
+        return ConvShape(self.name, *sizes, self.kernel)
 
-    Attributes:
-        name: for tables.
-        direct_flops: floating-point operations per second of a direct convolution.
-        gemm_flops: of a batched matrix product.
-        transform_flops: of the small matrix products that transform tiles.
-        bandwidth: bytes per second of a copy, reads and writes added up.
-        element_size: bytes per element of activations and weights.
-    """
-
-    name: str
-    direct_flops: float
-    gemm_flops: float
-    transform_flops: float
-    bandwidth: float
-    element_size: int
-
-
-# GPUs: fractions of 790 and 280 TFLOP/s in 16 bits (70 % direct, 60 % GEMM, 15 % transforms) and
-# 85 % of 4.3 and 1.75 TB/s. CPU: two cores in float32. Assumed, not measured; see calibrate().
-PROFILES = {
-    "h200": DeviceProfile("H200 (assumed)", 553e12, 474e12, 118e12, 3.65e12, 2),
-    "a100": DeviceProfile("A100 (assumed)", 196e12, 168e12, 42e12, 1.49e12, 2),
-    "cpu": DeviceProfile("CPU (assumed)", 170e9, 170e9, 60e9, 12e9, 4),
-}
+    def key(self, batch: int, weights: Weights) -> str:
+        """What a table of measured times calls it."""
+        return (
+            f"{self.height}x{self.width} {self.channels_in}->{self.channels_out} k{self.kernel} "
+            f"batch {batch} {weights}"
+        )
 
 
 @dataclass(frozen=True)
@@ -76,33 +67,56 @@ class ConvPlan:
     Attributes:
         shape: the convolution.
         tiles: the transform's tiles, or None for the direct form.
-        seconds: predicted.
+        seconds: predicted, or measured.
         flops: of the arithmetic actually done.
-        weight_bytes: of the weights as used.
+        bytes_moved: to and from memory.
+        weight_bytes: that the weights take, as they are kept.
     """
 
     shape: ConvShape
     tiles: FFTConvPlan | None
     seconds: float
     flops: float
+    bytes_moved: float
     weight_bytes: float
+
+    @property
+    def algorithm(self) -> str:
+        """ "direct", or the lengths of the DFT."""
+        if self.tiles is None:
+            return "direct"
+        return f"{self.tiles.height.dft}x{self.tiles.width.dft}"
 
 
 @dataclass(frozen=True)
 class DecoderPlan:
-    """A choice for every convolution of a decoder, in the order of :func:`decoder_convolutions`."""
+    """A choice for every convolution of a decoder, in the order of :func:`decoder_convolutions`.
+
+    Attributes:
+        convolutions: the choices.
+        weights: how transformed weights are kept: ``"cached"``, ``"int8"``, or, transformed anew
+            at each call, ``"streamed"``.
+        workspace_bytes: that the transformed data of one convolution may take.
+    """
 
     convolutions: tuple[ConvPlan, ...]
+    weights: Weights = "cached"
+    workspace_bytes: int = WORKSPACE_BYTES
 
     @property
     def seconds(self) -> float:
-        """Predicted for one pass."""
+        """Of one pass, or one training step."""
         return sum(choice.seconds for choice in self.convolutions)
 
     @property
     def weight_bytes(self) -> float:
-        """Of all weights as used."""
+        """Of all weights as they are kept."""
         return sum(choice.weight_bytes for choice in self.convolutions)
+
+    @property
+    def direct(self) -> list[str]:
+        """Names of the convolutions in direct form."""
+        return [choice.shape.name for choice in self.convolutions if choice.tiles is None]
 
 
 def decoder_convolutions(features: Sequence[Sequence[int]], kernel: int) -> list[ConvShape]:
@@ -130,7 +144,10 @@ def plan_decoder(
     *,
     batch: int = 1,
     memory: float | None = None,
+    weights: Weights = "cached",
+    training: bool = False,
     algorithm: Literal["auto", "direct", "fft"] = "auto",
+    measured: MeasuredTimes | None = None,
 ) -> DecoderPlan:
     """Choose for every convolution.
 
@@ -140,24 +157,33 @@ def plan_decoder(
         batch: samples per pass.
         memory: bytes that the weights may take, transformed ones included: smaller tiles, or the
             direct form, then where they save most per second lost.
+        weights: how transformed ones are kept; see :class:`DecoderPlan`.
+        training: plan a forward and a backward pass, which need streamed weights.
         algorithm: ``"direct"`` and ``"fft"`` force one everywhere.
+        measured: times of inference by :meth:`ConvShape.key`; of a convolution found there only
+            what has been measured is considered.
 
     Raises:
-        ValueError: no choice fits into ``memory``.
+        ValueError: no choice fits into ``memory``, or training with other weights than streamed.
     """
+    if training and weights != "streamed":
+        raise ValueError(f"weights={weights!r}: training changes them, so it needs 'streamed'.")
     candidates = []
     for shape in decoder_convolutions(features, kernel):
-        direct, tiled = [direct_plan(shape, profile, batch)], fft_plans(shape, profile, batch)
-        candidates.append({"auto": direct + tiled, "direct": direct, "fft": tiled}[algorithm])
+        options = list(conv_plans(shape, profile, batch, weights, training))
+        times = {} if training else (measured or {}).get(shape.key(batch, weights), {})
+        options = _with_times(options, times) or options
+        if algorithm != "auto":
+            options = [each for each in options if (each.tiles is None) == (algorithm == "direct")]
+        candidates.append(options)
 
     def choose(price: float) -> DecoderPlan:
         """The fastest where a byte of weights costs ``price`` seconds."""
-        return DecoderPlan(
-            tuple(
-                min(c, key=lambda each: each.seconds + price * each.weight_bytes)
-                for c in candidates
-            )
+        choices = (
+            min(options, key=lambda each: each.seconds + price * each.weight_bytes)
+            for options in candidates
         )
+        return DecoderPlan(tuple(choices), weights)
 
     prices = [0.0, *(10.0 ** (exponent / 8) for exponent in range(-120, -24))]
     for price in prices:
@@ -170,80 +196,129 @@ def plan_decoder(
     )
 
 
-def direct_plan(shape: ConvShape, profile: DeviceProfile, batch: int) -> ConvPlan:
-    """Prediction for the direct form."""
-    weights = shape.channels_in * shape.channels_out * shape.kernel**2 * profile.element_size
-    activations = _activation_bytes(shape, profile, batch)
-    flops = batch * shape.direct_flops
-    seconds = max(flops / profile.direct_flops, (weights + activations) / profile.bandwidth)
-    return ConvPlan(shape, None, seconds, flops, weights)
+def floor_seconds(
+    features: Sequence[Sequence[int]], kernel: int, profile: DeviceProfile, batch: int = 1
+) -> float:
+    """No algorithm is faster: raw weights and condition read once, tokens written once."""
+    (n, length, c), (n2, length2, c2) = features[0], features[-1]
+    weights = sum(shape.weights for shape in decoder_convolutions(features, kernel))
+    elements = weights + batch * (n * length * c + n2 * length2 * c2)
+    return elements * profile.element_size / profile.bandwidth
 
 
-def fft_plans(shape: ConvShape, profile: DeviceProfile, batch: int) -> list[ConvPlan]:
-    """Predictions for all tiles worth considering."""
+@lru_cache(maxsize=1024)
+def conv_plans(
+    shape: ConvShape,
+    profile: DeviceProfile,
+    batch: int = 1,
+    weights: Weights = "cached",
+    training: bool = False,
+) -> tuple[ConvPlan, ...]:
+    """Predictions for the direct form, first, and for all tiles worth considering."""
     lengths = itertools.product(
         _dft_lengths(shape.height, shape.kernel), _dft_lengths(shape.width, shape.kernel)
     )
     tiles = [FFTConvPlan.make(shape.height, shape.width, shape.kernel, *pair) for pair in lengths]
-    return [_predict(shape, each, profile, batch) for each in tiles]
+    plans = [_tiled(shape, each, profile, batch, weights, training) for each in tiles]
+    return _direct(shape, profile, batch, training), *plans
 
 
-def calibrate(device: torch.device | str = "cpu", seconds: float = 2.0) -> DeviceProfile:
-    """Measure this machine's rates in float32, in about ``seconds``."""
-    x = torch.randn(1, 96, 64, 64, device=device)
-    weight = torch.randn(96, 96, 9, 9, device=device)
-    a, b = torch.randn(64, 256, 512, device=device), torch.randn(64, 512, 128, device=device)
-    matrix = torch.randn(32, 32, device=device)
-    tiles = torch.randn(200_000, 32, device=device)
-    source = torch.randn(16_000_000, device=device)
-    target = torch.empty_like(source)
-
-    def rate(run: object, work: float) -> float:
-        assert callable(run)
-        run()
-        best, deadline = 0.0, time.perf_counter() + seconds / 4
-        while time.perf_counter() < deadline or not best:
-            start = time.perf_counter()
-            run()
-            if source.is_cuda:
-                torch.cuda.synchronize()
-            best = max(best, work / (time.perf_counter() - start))
-        return best
-
-    with torch.no_grad():
-        return DeviceProfile(
-            name=f"this machine's {torch.device(device).type} (measured)",
-            direct_flops=rate(lambda: conv2d(x, weight, padding=4), 2.0 * 64 * 64 * weight.numel()),
-            gemm_flops=rate(lambda: torch.bmm(a, b), 2.0 * a.numel() * b.shape[2]),
-            transform_flops=rate(lambda: tiles @ matrix, 2.0 * tiles.numel() * 32),
-            bandwidth=rate(lambda: target.copy_(source), 8.0 * source.numel()),
-            element_size=4,
-        )
+def _with_times(options: list[ConvPlan], times: Mapping[str, float]) -> list[ConvPlan]:
+    """The options that have been measured, with the measured times."""
+    return [
+        dataclasses.replace(each, seconds=times[each.algorithm])
+        for each in options
+        if each.algorithm in times
+    ]
 
 
-def _predict(shape: ConvShape, tiles: FFTConvPlan, profile: DeviceProfile, batch: int) -> ConvPlan:
-    height, width, bins = tiles.height, tiles.width, tiles.bins
-    count = batch * tiles.tiles
-    c_in, c_out, size = shape.channels_in, shape.channels_out, profile.element_size
-    columns = 2 * (width.dft // 2 + 1)
-    rows = min(height.dft, height.length)
-    across = min(width.dft, width.length)
-    signal, product = 4.0 * bins * c_in * count, 2.0 * bins * c_out * count
-    weights = 2.0 * bins * c_in * c_out * size
+class _Steps:
+    """Adds up steps, each as slow as the slower of its arithmetic and its memory."""
 
-    def step(flops: float, moved: float, rate: float) -> float:
-        return max(flops / rate, moved * size / profile.bandwidth)
+    def __init__(self, profile: DeviceProfile) -> None:
+        self.profile = profile
+        self.seconds = self.flops = self.bytes_moved = 0.0
 
-    gemm = 8.0 * bins * c_in * c_out * count
-    forward = 2.0 * c_in * count * columns * rows * (across + 2 * height.dft)
-    inverse = 2.0 * c_out * count * columns * height.outputs * (2 * height.dft + width.outputs)
-    inputs = float(batch * shape.height * shape.width)
-    seconds = (
-        step(forward, 3 * inputs * c_in + 2.5 * signal, profile.transform_flops)
-        + step(gemm, weights / size + signal + product, profile.gemm_flops)
-        + step(inverse, 4 * product + 3 * inputs * c_out, profile.transform_flops)
-    )
-    return ConvPlan(shape, tiles, seconds, gemm + forward + inverse, weights)
+    def add(self, flops: float, elements: float, rate: float) -> None:
+        moved = elements * self.profile.element_size
+        self.seconds += max(flops / rate, moved / self.profile.bandwidth)
+        self.flops += flops
+        self.bytes_moved += moved
+
+
+def _direct(shape: ConvShape, profile: DeviceProfile, batch: int, training: bool) -> ConvPlan:
+    positions = batch * shape.height * shape.width
+    elements = shape.weights + positions * (shape.channels_in + shape.channels_out)
+    steps = _Steps(profile)
+    for _ in range(3 if training else 1):  # the output, and the gradients of input and weight
+        steps.add(batch * shape.direct_flops, elements, profile.direct_flops)
+    weight_bytes = shape.weights * profile.element_size
+    return ConvPlan(shape, None, steps.seconds, steps.flops, steps.bytes_moved, weight_bytes)
+
+
+def _tiled(
+    shape: ConvShape,
+    tiles: FFTConvPlan,
+    profile: DeviceProfile,
+    batch: int,
+    weights: Weights,
+    training: bool,
+) -> ConvPlan:
+    steps = _Steps(profile)
+    _add_convolution(steps, shape, tiles, batch, weights)
+    if training:
+        _add_convolution(steps, shape.turned, tiles, batch, weights)
+        _add_weight_gradient(steps, shape, tiles, batch)
+    transformed = 2.0 * tiles.bins * shape.channels_in * shape.channels_out
+    weight_bytes = {
+        "cached": transformed * profile.element_size,
+        "streamed": float(shape.weights * profile.element_size),
+        "int8": transformed + 4.0 * tiles.bins * shape.channels_out,
+    }[weights]
+    return ConvPlan(shape, tiles, steps.seconds, steps.flops, steps.bytes_moved, weight_bytes)
+
+
+def _add_convolution(
+    steps: _Steps, shape: ConvShape, tiles: FFTConvPlan, batch: int, weights: Weights
+) -> None:
+    """Windows in, one product per bin, kept outputs back."""
+    profile, height, width = steps.profile, tiles.height, tiles.width
+    c_in, c_out, count = shape.channels_in, shape.channels_out, batch * tiles.tiles
+    inputs, outputs = ((batch * shape.height * shape.width) * c for c in (c_in, c_out))
+    signal, product = 3.0 * tiles.bins * c_in * count, 2.0 * tiles.bins * c_out * count
+    transformed = 2.0 * tiles.bins * c_in * c_out
+    across, rows = min(width.dft, width.length), min(height.dft, height.length)
+    flops = _transform_flops(tiles, rows, across) * c_in * count
+    steps.add(flops, 3 * inputs + 2.5 * signal, profile.transform_flops)
+    if weights == "streamed":
+        flops = _transform_flops(tiles, tiles.kernel, tiles.kernel) * c_in * c_out
+        steps.add(flops, 3 * shape.weights + 2 * transformed, profile.transform_flops)
+    if weights == "int8":  # converted before use
+        steps.add(0, transformed * (1 + 1 / profile.element_size), profile.transform_flops)
+    flops = 8.0 * tiles.bins * c_in * c_out * count
+    steps.add(flops, transformed + signal + 2 * product, profile.gemm_flops)
+    flops = _transform_flops(tiles, height.outputs, width.outputs) * c_out * count
+    steps.add(flops, 4 * product + 3 * outputs, profile.transform_flops)
+
+
+def _add_weight_gradient(steps: _Steps, shape: ConvShape, tiles: FFTConvPlan, batch: int) -> None:
+    """Both signals in, an outer product per bin, the kernel's taps back."""
+    profile, height, width = steps.profile, tiles.height, tiles.width
+    c_in, c_out, count = shape.channels_in, shape.channels_out, batch * tiles.tiles
+    spectrum, transformed = 3.0 * tiles.bins * count, 2.0 * tiles.bins * c_in * c_out
+    sizes = min(height.dft, height.length), min(width.dft, width.length)
+    flops = _transform_flops(tiles, *sizes) * (c_in + c_out) * count
+    steps.add(flops, 3 * spectrum * (c_in + c_out), profile.transform_flops)
+    flops = 8.0 * tiles.bins * c_in * c_out * count
+    steps.add(flops, 3 * transformed + spectrum * (c_in + c_out), profile.gemm_flops)
+    flops = _transform_flops(tiles, tiles.kernel, tiles.kernel) * c_in * c_out
+    steps.add(flops, 2 * transformed + 3 * shape.weights, profile.transform_flops)
+
+
+def _transform_flops(tiles: FFTConvPlan, rows: int, across: int) -> float:
+    """Of one channel of one tile between ``rows`` x ``across`` positions and the bins."""
+    columns = 2 * (tiles.width.dft // 2 + 1)
+    return 2.0 * columns * rows * (across + 2 * tiles.height.dft)
 
 
 def _dft_lengths(length: int, kernel: int) -> list[int]:
@@ -255,8 +330,3 @@ def _dft_lengths(length: int, kernel: int) -> list[int]:
     for n in several:
         fewest.setdefault(-(-length // (n - kernel + 1)), n)
     return [*fewest.values(), *([whole] if whole <= 2 * MAX_DFT else [])] or [whole]
-
-
-def _activation_bytes(shape: ConvShape, profile: DeviceProfile, batch: int) -> float:
-    positions = batch * shape.height * shape.width
-    return float(positions * (shape.channels_in + shape.channels_out) * profile.element_size)

@@ -1,6 +1,12 @@
-"""Small models that many tests share."""
+"""Small models that many tests share, and the lanes that tests run in."""
 
 import copy
+import os
+import sys
+
+# `pytest -m interpret` is a process of its own: Triton reads this when it is first imported.
+if "interpret" in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch
@@ -10,6 +16,13 @@ from dnd_fast import Generator, TextEncoder
 from dnd_fast.generator import GeneratorConfig
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import ConditionSpec, DecoderSpec
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from dnd_fast import HyperConvDecoder, InvalidInput, load_decoder
 from dnd_fast.condition import LengthProjection
-from dnd_fast.kernels.plan import PROFILES, plan_decoder
+from dnd_fast.kernels.device import PROFILES
+from dnd_fast.kernels.plan import plan_decoder
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -111,7 +112,7 @@ def test_cached_weights_replace_the_raw_ones(decoder):
     decoder.set_plan("fft", weights="cached")
     assert not any("a_width" in name for name, _ in decoder.named_parameters())
     x = torch.randn(1, 3, 5, 4)
-    with pytest.raises(InvalidInput, match=r"gives no gradients: use torch.no_grad"):
+    with pytest.raises(InvalidInput, match=r"give no gradients: use torch.no_grad"):
         decoder(x.requires_grad_())
     with pytest.raises(InvalidInput, match="load the decoder again to plan it anew"):
         decoder.set_plan("direct")

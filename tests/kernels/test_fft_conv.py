@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d
 
-from dnd_fast.kernels.fft_conv import FFTConvPlan, fft_conv2d, transform_weight
+from dnd_fast.kernels.fft_conv import fft_conv2d
+from dnd_fast.kernels.tiles import FFTConvPlan
+from dnd_fast.kernels.transformed_weight import transform_weight
 from dnd_fast.recipe import Recipe, recipe_names
 
 
@@ -107,10 +109,79 @@ def test_transformed_weight_and_strided_input():
     x = torch.randn(2, 10, 7, 3, dtype=torch.float64).permute(0, 3, 2, 1)
     weight = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     transformed = transform_weight(weight, plan)
-    assert transformed.shape == (plan.bins, 2, 4, 3)
+    assert transformed.values.shape == (plan.bins, 2, 4, 3)
     expected = conv2d(x, weight, padding=2)
     assert error(fft_conv2d(x, transformed, plan), expected) <= 1e-12
     assert error(fft_conv2d(x, transformed, plan, workspace_bytes=1), expected) <= 1e-12
+
+
+def smooth(shape):
+    """A large constant plus slow waves: what reaches the layer-wise convolutions of a decoder."""
+    height, width = shape[2:]
+    waves = torch.randn(*shape[:2], 3, 3) / torch.tensor([1.0, 4.0, 16.0])
+    rows = torch.stack([torch.linspace(0, 3 * i, height).cos() for i in range(3)])
+    columns = torch.stack([torch.linspace(0, 3 * i, width).cos() for i in range(3)])
+    return 2 + torch.einsum("bcij,ih,jw->bchw", waves, rows, columns)
+
+
+@pytest.mark.parametrize("make", [torch.randn, smooth])
+@pytest.mark.parametrize("magnitude", [1.0, 1e-9, 1e9])
+@pytest.mark.parametrize("cached", [True, False])
+def test_float16_is_as_good_as_direct_bfloat16(make, magnitude, cached):
+    """Also for values far out of float16's range, which the scales bring back."""
+    torch.manual_seed(0)
+    plan = FFTConvPlan.make(16, 40, 11, 21, 18)
+    x, weight = make((2, 64, 16, 40)) * magnitude, torch.randn(24, 64, 11, 11) / magnitude
+    exact = conv2d(x.double(), weight.double(), padding=5)
+    direct = conv2d(x.bfloat16().float(), weight.bfloat16().float(), padding=5)
+    used = transform_weight(weight, plan, dtype=torch.float16) if cached else weight
+    found = fft_conv2d(x, used, plan, dtype=torch.float16)
+    assert found.isfinite().all()
+    assert error(found, exact) <= 2 * error(direct, exact)
+    without_mean = [each - each.mean((2, 3), keepdim=True) for each in (found, direct, exact)]
+    assert error(without_mean[0], without_mean[2]) <= 2 * error(without_mean[1], without_mean[2])
+
+
+def test_float16_gradients():
+    torch.manual_seed(0)
+    plan = FFTConvPlan.make(9, 17, 5, 11, 12)
+    x, weight = torch.randn(2, 16, 9, 17), torch.randn(8, 16, 5, 5)
+    compare(x, weight, plan, 2e-3, dtype=torch.float16)
+
+
+def test_bfloat16_tensors_on_a_cpu():
+    """Computed in float32: better than conv2d's own bfloat16, out in bfloat16."""
+    torch.manual_seed(0)
+    plan = FFTConvPlan.make(9, 17, 5, 11, 12)
+    x, weight = torch.randn(2, 16, 9, 17).bfloat16(), torch.randn(8, 16, 5, 5).bfloat16()
+    exact = conv2d(x.double(), weight.double(), padding=2)
+    for used in (weight, transform_weight(weight, plan)):
+        found = fft_conv2d(x, used, plan)
+        assert found.dtype == torch.bfloat16
+        assert error(found, exact) <= 1.1 * error(exact.bfloat16(), exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_int8_weights(dtype):
+    """One scale per bin and output channel: within a per cent, also where channels differ."""
+    torch.manual_seed(0)
+    plan = FFTConvPlan.make(16, 40, 9, 20, 18)
+    weight = torch.randn(24, 64, 9, 9) * torch.logspace(-2, 2, 24)[:, None, None, None]
+    weight[5] = 0
+    x = torch.randn(2, 64, 16, 40)
+    transformed = transform_weight(weight, plan, dtype=torch.int8)
+    assert transformed.nbytes == plan.bins * 24 * (2 * 64 + 4)
+    exact = conv2d(x.double(), weight.double(), padding=4)
+    found = fft_conv2d(x, transformed, plan, dtype=dtype, workspace_bytes=1 << 20)
+    for channel in range(24):
+        assert error(found[:, channel], exact[:, channel]) <= (0.012 if channel != 5 else 0)
+
+
+def test_float16_data_needs_a_bound():
+    plan = FFTConvPlan.make(5, 6, 3, 6, 5)
+    wide = transform_weight(torch.randn(3, 2, 3, 3), plan)
+    with pytest.raises(ValueError, match="needs weights transformed to float16 or int8"):
+        fft_conv2d(torch.randn(1, 2, 5, 6), wide, plan, dtype=torch.float16)
 
 
 def test_bins_are_half_of_the_points():

@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from dnd_fast.kernels.fft_conv import FFTConvPlan, transform_weight
+from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.plan import (
-    PROFILES,
-    DeviceProfile,
-    calibrate,
+    conv_plans,
     decoder_convolutions,
+    floor_seconds,
     plan_decoder,
 )
+from dnd_fast.kernels.tiles import FFTConvPlan
+from dnd_fast.kernels.transformed_weight import transform_weight
 from dnd_fast.recipe import Recipe
 
 RECIPE = Recipe.load("common-sense-0.5b").decoder
@@ -58,13 +59,17 @@ def test_shapes_are_those_of_the_convolutions():
     assert seen == planned
 
 
-def test_weight_bytes_are_those_of_the_transformed_weight():
-    plan = plan_decoder([[3, 9, 20], [4, 8, 18]], 5, CPU, algorithm="fft")
+@pytest.mark.parametrize("weights", ["cached", "int8", "streamed"])
+def test_weight_bytes_are_those_of_the_weights_as_kept(weights):
+    plan = plan_decoder([[3, 9, 20], [4, 8, 18]], 5, CPU, weights=weights, algorithm="fft")
     for choice in plan.convolutions:
         shape = choice.shape
         assert isinstance(choice.tiles, FFTConvPlan)
-        weight = torch.randn(shape.channels_out, shape.channels_in, 5, 5)
-        assert choice.weight_bytes == transform_weight(weight, choice.tiles).nbytes
+        kept = torch.randn(shape.channels_out, shape.channels_in, 5, 5)
+        if weights != "streamed":
+            dtype = torch.int8 if weights == "int8" else None
+            kept = transform_weight(kept, choice.tiles, dtype=dtype)
+        assert choice.weight_bytes == kept.nbytes
 
 
 @pytest.mark.parametrize("profile", ["h200", "a100", "cpu"])
@@ -90,10 +95,33 @@ def test_memory_is_respected():
         plan_decoder(RECIPE.features, 9, CPU, memory=1e9)
 
 
-def test_calibration_measures_this_machine():
-    profile = calibrate(seconds=0.2)
-    assert isinstance(profile, DeviceProfile)
-    assert "measured" in profile.name
-    for rate in (profile.direct_flops, profile.gemm_flops, profile.transform_flops):
-        assert 1e8 < rate < 1e15
-    assert 1e8 < profile.bandwidth < 1e13
+def test_training_costs_more_and_pays_too():
+    """Forward, dX and dW; three times the direct form, and the transforms of the weights."""
+    options = {"batch": 4, "weights": "streamed"}
+    once = plan_decoder(RECIPE.features, 9, CPU, **options)
+    step = plan_decoder(RECIPE.features, 9, CPU, training=True, **options)
+    direct = plan_decoder(RECIPE.features, 9, CPU, training=True, algorithm="direct", **options)
+    assert 2.5 * once.seconds < step.seconds < direct.seconds / 2
+    assert sum(choice.flops for choice in direct.convolutions) == pytest.approx(
+        3 * 4 * sum(choice.shape.direct_flops for choice in direct.convolutions)
+    )
+    with pytest.raises(ValueError, match="training changes them, so it needs 'streamed'"):
+        plan_decoder(RECIPE.features, 9, CPU, training=True)
+
+
+def test_measured_times_count_instead_of_predictions():
+    """What is slower than direct on the machine is not chosen, however good the prediction."""
+    shape = max(decoder_convolutions(RECIPE.features, 9), key=lambda each: each.direct_flops)
+    predicted = {each.algorithm: each.seconds for each in conv_plans(shape, CPU)}
+    best = min(predicted, key=predicted.get)
+    assert best != "direct"
+    measured = {shape.key(1, "cached"): {"direct": 0.5, best: 0.7}}
+    plan = plan_decoder(RECIPE.features, 9, CPU, measured=measured)
+    choice = next(each for each in plan.convolutions if each.shape == shape)
+    assert (choice.algorithm, choice.seconds) == ("direct", 0.5)
+
+
+def test_no_plan_beats_the_floor():
+    for name in ("h200", "a100", "cpu"):
+        floor = floor_seconds(RECIPE.features, 9, PROFILES[name])
+        assert 0 < floor < plan_decoder(RECIPE.features, 9, PROFILES[name]).seconds

@@ -1,0 +1,153 @@
+"""How the two spatial axes of a convolution are cut into tiles for a discrete Fourier transform."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+Positions = tuple[tuple[int, ...], tuple[int, ...]]  # along width and height
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Tiles along an axis.
+
+    Attributes:
+        before, after: zeros to put before and after the axis.
+        size: positions of a tile.
+        step: from one tile to the next.
+        first: where a tile's first position lies in the window of the DFT.
+    """
+
+    before: int
+    after: int
+    size: int
+    step: int
+    first: int
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Of a tile in the window of the DFT."""
+        return tuple(range(self.first, self.first + self.size))
+
+    def __call__(self, x: Tensor, dim: int) -> Tensor:
+        """``dim`` becomes (tiles, size)."""
+        if self.before or self.after:
+            x = pad(x, (0, 0) * (x.ndim - 1 - dim) + (self.before, self.after))
+        return x.unfold(dim, self.size, self.step).movedim(-1, dim + 1)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How one spatial axis is cut into tiles.
+
+    Attributes:
+        length: positions of the axis.
+        kernel: k, odd.
+        dft: n, points of the DFT; more than half a kernel longer than the axis, or at least k.
+    """
+
+    length: int
+    kernel: int
+    dft: int
+
+    def __post_init__(self) -> None:
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"kernel={self.kernel}: it must be odd and positive.")
+        if self.length < 1:
+            raise ValueError(f"length={self.length}: it must be positive.")
+        if self.dft < self.kernel and not self.whole:
+            raise ValueError(
+                f"a DFT of {self.dft} points is shorter than the kernel of {self.kernel}."
+            )
+
+    @property
+    def whole(self) -> bool:
+        """Whether one tile covers the axis."""
+        return self.dft >= self.length + self.kernel // 2
+
+    @property
+    def outputs(self) -> int:
+        """m, outputs per tile."""
+        return self.length if self.whole else self.dft - self.kernel + 1
+
+    @property
+    def tiles(self) -> int:
+        """Tiles along the axis."""
+        return math.ceil(self.length / self.outputs)
+
+    @property
+    def offset(self) -> int:
+        """Where in its window a tile's first output lies."""
+        return 0 if self.whole else self.kernel // 2
+
+    @property
+    def inputs(self) -> Cut:
+        """The windows that outputs are computed from."""
+        if self.whole:
+            return self.kept
+        return self._cut(size=self.dft, before=self.offset, first=0)
+
+    @property
+    def kept(self) -> Cut:
+        """The outputs."""
+        return self._cut(size=self.outputs, before=0, first=self.offset)
+
+    def _cut(self, size: int, before: int, first: int) -> Cut:
+        after = (self.tiles - 1) * self.outputs + size - before - self.length
+        return Cut(before, after, size, self.outputs, first)
+
+
+@dataclass(frozen=True)
+class FFTConvPlan:
+    """Tiles and transforms of one convolution over (height, width)."""
+
+    height: Axis
+    width: Axis
+
+    @classmethod
+    def make(
+        cls, height: int, width: int, kernel: int, dft_height: int, dft_width: int
+    ) -> FFTConvPlan:
+        """Plan for a spatial size, a kernel size and DFT lengths.
+
+        Raises:
+            ValueError: an even kernel, or a DFT shorter than the kernel.
+        """
+        return cls(Axis(height, kernel, dft_height), Axis(width, kernel, dft_width))
+
+    @property
+    def kernel(self) -> int:
+        """k."""
+        return self.height.kernel
+
+    @property
+    def points(self) -> int:
+        """n1 n2, of the DFT."""
+        return self.height.dft * self.width.dft
+
+    @property
+    def tiles(self) -> int:
+        """Tiles per sample."""
+        return self.height.tiles * self.width.tiles
+
+    @property
+    def bins(self) -> int:
+        """F: frequency bins kept, one per conjugate pair."""
+        own, pairs = columns(self.width.dft)
+        return len(own) * (self.height.dft // 2 + 1) + len(pairs) * self.height.dft
+
+    @property
+    def taps(self) -> Positions:
+        """Where the kernel's taps lie in the window: correlation puts tap t at p - t."""
+        along = tuple(self.kernel // 2 - t for t in range(self.kernel))
+        return along, along
+
+
+def columns(n: int) -> tuple[list[int], list[int]]:
+    """Frequencies along the width that are their own conjugates, and one of each other pair."""
+    own = [0, n // 2] if n % 2 == 0 else [0]
+    return own, [b for b in range(n // 2 + 1) if b not in own]
