@@ -84,44 +84,93 @@ def fft_conv2d(
         dtype = x.dtype
         if dtype.itemsize == 2:
             dtype = torch.float16 if x.is_cuda else torch.float32
-    if isinstance(weight, TransformedWeight):
-        found, expected = weight.values.shape, (plan.bins, 2, weight.values.shape[2], x.shape[1])
-        if tuple(found) != expected:
-            raise ValueError(
-                f"the transformed weight has shape {list(found)}; expected {list(expected)}."
-            )
+    if x.is_meta:  # step by step: memory is counted that way
         return _convolve(x, weight, plan, dtype, workspace_bytes)
+    lengths = [plan.height.length, plan.width.length, plan.kernel]
+    lengths += [plan.height.dft, plan.width.dft]
+    if isinstance(weight, TransformedWeight):
+        values = weight.values
+        if tuple(values.shape) != (plan.bins, 2, values.shape[2], x.shape[1]):
+            raise ValueError(
+                f"the transformed weight has shape {list(values.shape)}; expected "
+                f"[{plan.bins}, 2, C', {x.shape[1]}]."
+            )
+        if dtype == torch.float16 and weight.bound is None:
+            raise ValueError("float16 data needs weights transformed to float16 or int8.")
+        return _transformed(x, values, weight.scale, weight.bound, lengths, dtype, workspace_bytes)
     if tuple(weight.shape[1:]) != (x.shape[1], plan.kernel, plan.kernel):
         raise ValueError(
             f"the weight has shape {list(weight.shape)}; expected [C', {x.shape[1]}, "
             f"{plan.kernel}, {plan.kernel}]."
         )
-    out: Tensor = _FFTConv2d.apply(x, weight, plan, dtype, workspace_bytes)
-    return out
+    return _raw(x, weight, lengths, dtype, workspace_bytes)
 
 
-class _FFTConv2d(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, plan: FFTConvPlan, dtype: torch.dtype, workspace: int
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.options = plan, dtype, workspace
-        return _convolve(x, weight, *ctx.options)
+# As operators, convolutions are opaque to torch.compile and torch.export. An operator's arguments
+# are plain: ``lengths`` are those of FFTConvPlan.make.
 
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "fft_conv2d has no second derivatives: use create_graph=False, or conv2d."
-            )
-        x, weight = ctx.saved_tensors
-        dx = dw = None
-        if ctx.needs_input_grad[0]:  # the convolution with the kernel turned around
-            dx = _convolve(dy, weight.transpose(0, 1).flip(2, 3), *ctx.options)
-        if ctx.needs_input_grad[1]:
-            dw = _weight_gradient(x, dy, *ctx.options)
-        return dx, dw, None, None, None
+
+@torch.library.custom_op("dnd_fast::fft_conv2d", mutates_args=())
+def _raw(
+    x: Tensor, weight: Tensor, lengths: list[int], dtype: torch.dtype, workspace: int
+) -> Tensor:
+    return _convolve(x, weight, FFTConvPlan.make(*lengths), dtype, workspace)
+
+
+@torch.library.custom_op("dnd_fast::fft_conv2d_transformed", mutates_args=())
+def _transformed(
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor | None,
+    bound: Tensor | None,
+    lengths: list[int],
+    dtype: torch.dtype,
+    workspace: int,
+) -> Tensor:
+    weight = TransformedWeight(values, scale, bound)
+    return _convolve(x, weight, FFTConvPlan.make(*lengths), dtype, workspace)
+
+
+@torch.library.custom_op("dnd_fast::fft_conv2d_weight_gradient", mutates_args=())
+def _weight_gradient(
+    x: Tensor, dy: Tensor, lengths: list[int], dtype: torch.dtype, workspace: int
+) -> Tensor:
+    return _outer(x, dy, FFTConvPlan.make(*lengths), dtype, workspace)
+
+
+def _empty_output(x: Tensor, channels: int) -> Tensor:
+    return x.new_empty(*x.shape[2:], x.shape[0], channels).permute(2, 3, 0, 1)
+
+
+_raw.register_fake(lambda x, weight, *_: _empty_output(x, weight.shape[0]))
+_transformed.register_fake(lambda x, values, *_: _empty_output(x, values.shape[2]))
+_weight_gradient.register_fake(
+    lambda x, dy, lengths, *_: x.new_empty(lengths[2], lengths[2], dy.shape[1], x.shape[1]).permute(
+        2, 3, 1, 0
+    )
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, *ctx.options = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "fft_conv2d has no second derivatives: use create_graph=False, or conv2d."
+        )
+    x, weight = ctx.saved_tensors
+    dx = dw = None
+    if ctx.needs_input_grad[0]:  # the convolution with the kernel turned around
+        dx = _raw(dy, weight.transpose(0, 1).flip(2, 3), *ctx.options)
+    if ctx.needs_input_grad[1]:
+        dw = _weight_gradient(x, dy, *ctx.options)
+    return dx, dw, None, None, None
+
+
+_raw.register_autograd(_backward, setup_context=_save)
 
 
 def _convolve(
@@ -161,8 +210,8 @@ def _multiply(
     product = _bmm(planes[:, : 2 * tiles], bins[:, 1].mT, product)
     factor, multiplier = None, weight.scale
     if scale is not None:  # into the range of float16
-        if weight.bound is None or weight.scale is None:
-            raise ValueError("float16 data needs weights transformed to float16 or int8.")
+        assert weight.bound is not None
+        assert weight.scale is not None
         fit = power_of_two_below(FP16_LIMIT, weight.bound * (FP16_LIMIT / scale))
         factor, multiplier = 1 / fit, weight.scale * (fit / scale)
     if multiplier is not None:
@@ -170,9 +219,7 @@ def _multiply(
     return product.to(signal.dtype).unflatten(1, (2, tiles)), factor
 
 
-def _weight_gradient(
-    x: Tensor, dy: Tensor, plan: FFTConvPlan, dtype: torch.dtype, workspace: int
-) -> Tensor:
+def _outer(x: Tensor, dy: Tensor, plan: FFTConvPlan, dtype: torch.dtype, workspace: int) -> Tensor:
     shape = plan.kernel, plan.kernel, dy.shape[1], x.shape[1]
     gradient = x.new_zeros(shape, dtype=torch.promote_types(dtype, torch.float32))
     cuts = plan.width.kept, plan.height.kept

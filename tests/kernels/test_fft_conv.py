@@ -198,6 +198,36 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda a, b: fft_conv2d(a, b, plan), (x, weight))
 
 
+def test_operators():
+    """Schemas, fake tensors, strides and autograd, as torch.compile and export rely on them."""
+    torch.manual_seed(0)
+    lengths = [5, 6, 3, 7, 5]
+    plan = FFTConvPlan.make(*lengths)
+    x = torch.randn(2, 2, 6, 5).transpose(2, 3).requires_grad_()
+    weight = torch.randn(3, 2, 3, 3, requires_grad=True)
+    options = lengths, torch.float32, 1 << 20
+    ops = torch.ops.dnd_fast
+    torch.library.opcheck(ops.fft_conv2d.default, (x, weight, *options))
+    kept = transform_weight(weight.detach(), plan, dtype=torch.int8)
+    transformed = x.detach(), kept.values, kept.scale, kept.bound, *options
+    torch.library.opcheck(ops.fft_conv2d_transformed.default, transformed)
+    gradient = x.detach(), torch.randn(2, 3, 5, 6), *options
+    torch.library.opcheck(ops.fft_conv2d_weight_gradient.default, gradient)
+
+
+def test_traced_as_one_graph():
+    plan = FFTConvPlan.make(5, 6, 3, 7, 5)
+    x, weight = torch.randn(2, 2, 5, 6), torch.randn(3, 2, 3, 3, requires_grad=True)
+
+    def run(x, weight):
+        return fft_conv2d(x.relu(), weight, plan).square().sum()
+
+    traced = torch.compile(run, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(run(x, weight), weight)[0]
+    found = torch.autograd.grad(traced(x, weight), weight)[0]
+    assert error(found, expected) <= 1e-6
+
+
 def test_second_derivatives_are_refused():
     plan = FFTConvPlan.make(5, 6, 3, 6, 5)
     x = torch.randn(1, 1, 5, 6, requires_grad=True)
