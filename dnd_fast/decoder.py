@@ -5,8 +5,9 @@ Source: Drag-and-Drop LLMs, section 2.5 and appendix A.3 (equation 5, Table 8).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,15 @@ from torch import Tensor, nn
 from dnd_fast.condition import LengthProjection
 from dnd_fast.errors import InvalidInput
 from dnd_fast.kernels.device import PROFILES
-from dnd_fast.kernels.fft_conv import WORKSPACE_BYTES, fft_conv2d
+from dnd_fast.kernels.fft_conv import WORKSPACE_BYTES, Impl, can_run_triton, fft_conv2d
 from dnd_fast.kernels.plan import DecoderPlan, Weights, decoder_convolutions, plan_decoder
 from dnd_fast.kernels.reference import LAYER_NORM_EPS, direct, hyper_conv_block
 from dnd_fast.kernels.tiles import FFTConvPlan
 from dnd_fast.kernels.transformed_weight import TransformedWeight, transform_weight
 
-Impl = Literal["auto", "triton", "torch"]
+if TYPE_CHECKING:
+    from dnd_fast.engine import Engine
+
 Shape = tuple[int, int, int]
 
 
@@ -42,6 +45,7 @@ class HyperConvBlock(nn.Module):
                 channels_in, channels_out, kernel_size, padding=kernel_size // 2, bias=bias
             )
 
+        self.kernel_size = kernel_size
         self.norm = nn.LayerNorm((l_in, c_in), eps=LAYER_NORM_EPS)
         self.a_width = conv(c_in, c_out)
         self.a_height = conv(l_in, l_out)
@@ -53,6 +57,7 @@ class HyperConvBlock(nn.Module):
         self.tiles: dict[str, FFTConvPlan] = {}
         self.transformed: dict[str, TransformedWeight] = {}
         self.workspace_bytes = WORKSPACE_BYTES
+        self.impl: Impl = "auto"
 
     @torch.no_grad()
     def transform_weight(self, name: str, dtype: torch.dtype | None = None) -> None:
@@ -92,8 +97,20 @@ class HyperConvBlock(nn.Module):
             return direct(name, x, used)
         dtype = self.bias.dtype  # x may be narrower, under autocast
         return fft_conv2d(
-            x.to(dtype), used, self.tiles[name], workspace_bytes=self.workspace_bytes
+            x.to(dtype),
+            used,
+            self.tiles[name],
+            workspace_bytes=self.workspace_bytes,
+            impl=self.impl,
         ).to(x.dtype)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> HyperConvBlock:
+        """Transformed weights follow to another device, but keep their dtype."""
+        super()._apply(fn, recurse)
+        self.transformed = {
+            name: weight.to(self.bias.device) for name, weight in self.transformed.items()
+        }
+        return self
 
 
 class HyperConvDecoder(nn.Module):
@@ -104,8 +121,9 @@ class HyperConvDecoder(nn.Module):
             tokens' last; at least two.
         kernel_size: side of every square kernel, odd.
         projection: applied to the condition first, for prompts longer than ``features[0]`` says.
-        impl: ``"torch"`` is the plain-PyTorch path, ``"triton"`` the fused kernels, ``"auto"`` the
-            fastest one that can run. A named implementation that cannot run raises.
+        impl: ``"torch"`` is the plain-PyTorch path, ``"triton"`` the Triton kernels, which need an
+            NVIDIA GPU, ``"auto"`` these where they can run. A named implementation that cannot run
+            raises.
         compile: run the plain-PyTorch path under ``torch.compile`` (the first call compiles).
 
     Attributes:
@@ -118,6 +136,7 @@ class HyperConvDecoder(nn.Module):
     """
 
     criterion_weight: Tensor | None
+    engine: Engine | None
 
     def __init__(
         self,
@@ -160,6 +179,13 @@ class HyperConvDecoder(nn.Module):
         """Where the parameters are."""
         return next(self.parameters()).device
 
+    @property
+    def runs_triton(self) -> bool:
+        """Whether convolutions in the transform domain run on the Triton kernels."""
+        if self.impl == "auto":
+            return can_run_triton(self.device, self.dtype)
+        return self.impl == "triton"
+
     def set_plan(
         self, plan: DecoderPlan | Literal["direct", "fft"], *, weights: Weights = "streamed"
     ) -> None:
@@ -193,6 +219,7 @@ class HyperConvDecoder(nn.Module):
                 f"the plan is for another decoder; this one has features {self.features} and "
                 f"kernel size {self.kernel_size}."
             )
+        self.engine = None
         blocks = cast(Sequence[HyperConvBlock], self.blocks)
         if any(block.transformed for block in blocks):
             raise InvalidInput(
@@ -216,16 +243,39 @@ class HyperConvDecoder(nn.Module):
         """Choose how the blocks run; see the class's arguments."""
         if impl not in get_args(Impl):
             raise InvalidInput(f"impl={impl!r} is unknown; choose one of {get_args(Impl)}.")
-        if impl == "triton":
+        if impl == "triton" and not (torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ):
             raise InvalidInput(
-                "impl='triton' cannot run: this version has no Triton kernels for the decoder yet. "
+                "impl='triton' cannot run: Triton kernels need an NVIDIA GPU, and torch sees none. "
                 "Use impl='torch', with compile=True for a compiled decoder."
             )
         self.impl = impl
+        self.engine = None
+        for block in cast(Sequence[HyperConvBlock], self.blocks):
+            block.impl = impl
         # Kept out of the module tree: the compiled callable shares this module's parameters.
         self._run: Callable[[Tensor], Tensor] = (
             torch.compile(self._cascade, dynamic=False) if compile else self._cascade
         )
+
+    def make_engine(self) -> bool:
+        """Let passes without gradients run on the Triton kernels alone, if ``impl`` allows that.
+
+        Weights are packed now: change no parameter afterwards. The engine ends with a change of
+        plan, implementation, device or dtype.
+
+        Returns:
+            Whether there is an engine.
+        """
+        if self.runs_triton:
+            from dnd_fast.engine import Engine
+
+            self.engine = Engine(cast(Sequence[HyperConvBlock], self.blocks), self.projection)
+        return self.runs_triton
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> HyperConvDecoder:
+        self.engine = None
+        super()._apply(fn, recurse)
+        return self
 
     def _cascade(self, x: Tensor) -> Tensor:
         if self.projection is not None:
@@ -262,6 +312,8 @@ class HyperConvDecoder(nn.Module):
                 f"the condition is {condition.dtype}, the decoder {self.dtype}: "
                 "convert one of them with .to(dtype)."
             )
+        if self.engine is not None and not torch.is_grad_enabled():
+            return self.engine(condition)
         return self._run(condition)
 
     def extra_repr(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from dnd_fast.planning import plan_for
 from dnd_fast.prompts import read_prompts, sample_prompts
 from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
 
+logger = logging.getLogger(__name__)
 DEMO_MODELS = Path(__file__).parent / "demo" / "models"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -180,6 +182,8 @@ class Generator(
         """
         plan = plan_for(self.decoder, batch=batch, memory=memory, weights=weights)
         self.decoder.set_plan(plan)
+        if self.decoder.make_engine():
+            logger.info("the decoder runs on the Triton kernels")
         return plan
 
     def forward(self, condition: Tensor) -> Tensor:

@@ -44,8 +44,7 @@ def plan_for(
     """
     if weights not in get_args(Weights):
         raise InvalidInput(f"weights={weights!r}; choose one of {get_args(Weights)}.")
-    profile = calibrate(decoder.device)
-    profile = dataclasses.replace(profile, element_size=decoder.dtype.itemsize)
+    profile = calibrate(decoder.device, decoder.dtype, dense=decoder.runs_triton)
     measured = load_table(decoder.device)
 
     def plan(limit: float | None) -> DecoderPlan:

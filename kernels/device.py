@@ -24,6 +24,8 @@ class DeviceProfile:
         transform_flops: of the small matrix products that transform tiles.
         bandwidth: bytes per second of a copy, reads and writes added up.
         element_size: bytes per element of activations and weights.
+        dense: whether a tile's 2-D transform is a single product that gathers and scatters, as in
+            the Triton kernels, or one product along each axis with results in memory between.
     """
 
     name: str
@@ -32,13 +34,14 @@ class DeviceProfile:
     transform_flops: float
     bandwidth: float
     element_size: int
+    dense: bool = False
 
 
-# GPUs: fractions of 790 and 280 TFLOP/s in 16 bits (70 % direct, 60 % GEMM, 15 % transforms) and
+# GPUs: fractions of 790 and 280 TFLOP/s in 16 bits (70 % direct, 60 % GEMM, 40 % transforms) and
 # 85 % of 4.3 and 1.75 TB/s. CPU: two cores in float32. Assumed, not measured; see calibrate().
 PROFILES = {
-    "h200": DeviceProfile("H200 (assumed)", 553e12, 474e12, 118e12, 3.65e12, 2),
-    "a100": DeviceProfile("A100 (assumed)", 196e12, 168e12, 42e12, 1.49e12, 2),
+    "h200": DeviceProfile("H200 (assumed)", 553e12, 474e12, 316e12, 3.65e12, 2, dense=True),
+    "a100": DeviceProfile("A100 (assumed)", 196e12, 168e12, 112e12, 1.49e12, 2, dense=True),
     "cpu": DeviceProfile("CPU (assumed)", 170e9, 170e9, 60e9, 12e9, 4),
 }
 
@@ -71,25 +74,47 @@ def seconds_of(run: Callable[[], object], device: torch.device, budget: float) -
 
 
 @torch.no_grad()
-def calibrate(device: torch.device | str = "cpu", seconds: float = 2.0) -> DeviceProfile:
-    """Measure this machine's rates in float32, in about ``seconds``."""
+def calibrate(
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seconds: float = 2.0,
+    dense: bool = False,
+) -> DeviceProfile:
+    """Measure this machine's rates, in about ``seconds``.
+
+    Args:
+        device: to measure on.
+        dtype: of the decoder; products of 16 bits are measured in float16, on a CPU in float32.
+        seconds: in all.
+        dense: how transforms will run; see :class:`DeviceProfile`.
+    """
     device = torch.device(device)
-    x = torch.randn(1, 96, 64, 64, device=device)
-    weight = torch.randn(96, 96, 9, 9, device=device)
-    a, b = torch.randn(64, 256, 512, device=device), torch.randn(64, 512, 128, device=device)
-    matrix = torch.randn(32, 32, device=device)
-    tiles = torch.randn(200_000, 32, device=device)
-    source = torch.randn(16_000_000, device=device)
+    size = dtype.itemsize
+    if size == 2:
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+    many = 8 if device.type == "cuda" else 1  # enough work for a GPU
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=dtype, device=device)
+
+    x, weight = random(many, 96, 64, 64), random(96, 96, 9, 9)
+    a, b = random(64, 256, 512 * many), random(64, 512 * many, 128)
+    matrix, tiles = random(32, 32), random(200_000 * many, 32)
+    if dense:
+        matrix, tiles = random(384, 384), random(384, 20_000 * many).T
+    source = random(16_000_000 * many)
     target = torch.empty_like(source)
 
     def rate(run: Callable[[], object], work: float) -> float:
         return work / seconds_of(run, device, seconds / 4)
 
+    direct_work = 2.0 * many * 64 * 64 * weight.numel()
     return DeviceProfile(
         name=f"{device_name(device)} (measured)",
-        direct_flops=rate(lambda: conv2d(x, weight, padding=4), 2.0 * 64 * 64 * weight.numel()),
+        direct_flops=rate(lambda: conv2d(x, weight, padding=4), direct_work),
         gemm_flops=rate(lambda: torch.bmm(a, b), 2.0 * a.numel() * b.shape[2]),
-        transform_flops=rate(lambda: tiles @ matrix, 2.0 * tiles.numel() * 32),
-        bandwidth=rate(lambda: target.copy_(source), 8.0 * source.numel()),
-        element_size=4,
+        transform_flops=rate(lambda: tiles @ matrix, 2.0 * tiles.numel() * len(matrix)),
+        bandwidth=rate(lambda: target.copy_(source), 2.0 * source.nbytes),
+        element_size=size,
+        dense=dense,
     )

@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dnd_fast.kernels.tiles import Cut, FFTConvPlan, Positions, columns
 
@@ -148,3 +149,57 @@ def _inverse_width_matrix(
     waves = torch.stack([2 * angle.cos(), -2 * angle.sin()], dim=1).flatten(0, 1)
     matrix = torch.cat([_phases(own, positions, n).cos(), waves]).T
     return (matrix / (math.sqrt(n) if unit else 1)).to(device, dtype).contiguous()
+
+
+@lru_cache(maxsize=256)
+def folded_analysis(
+    plan: FFTConvPlan, positions: Positions, unit: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """:func:`analyze` as two matrices for a window folded about its centre, ``[2, F, K]``.
+
+    With x at position p of P in all (along the width first) and x' at P - 1 - p, real parts are the
+    first matrix times x + x', imaginary parts the second times x - x', for the first K = P / 2
+    (rounded up) positions: half the work. Phases are those of an origin in the window's centre; a
+    convolution does not notice. K is filled up to a multiple of 16 with zeros.
+    """
+    angle, _ = _centred(plan, positions)
+    half = angle[:, : -(-angle.shape[1] // 2)]
+    matrix = torch.stack([half.cos(), -half.sin()])
+    if angle.shape[1] % 2:
+        matrix[0, :, -1] /= 2  # the centre meets itself
+    return _wide_rows(matrix / (math.sqrt(plan.points) if unit else 1)).to(device, dtype)
+
+
+@lru_cache(maxsize=256)
+def folded_synthesis(
+    plan: FFTConvPlan, positions: Positions, unit: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """:func:`synthesize` as two matrices for a window folded about its centre, ``[2, K, F]``.
+
+    The first times real parts, c, and the second times imaginary parts, s, give position p = c + s
+    and P - 1 - p = c - s. F is filled up to a multiple of 16 with zeros.
+    """
+    angle, times = _centred(plan, positions)
+    half = angle[:, : -(-angle.shape[1] // 2)]
+    matrix = torch.stack([(half.cos() * times).mT, (-half.sin() * times).mT])
+    return _wide_rows(matrix / (math.sqrt(plan.points) if unit else 1)).to(device, dtype)
+
+
+def _centred(plan: FFTConvPlan, positions: Positions) -> tuple[Tensor, Tensor]:
+    """Angles ``[F, P]`` from the centre of the positions, and ``[F, 1]`` how often a bin counts."""
+    n1, (own, pairs) = plan.height.dft, columns(plan.width.dft)
+    bins = [(a, b) for b in own for a in range(n1 // 2 + 1)]
+    times = [1.0 if 2 * a % n1 == 0 else 2.0 for a, _ in bins]
+    bins += [(a, b) for b in pairs for a in range(n1)]
+    times += [2.0] * (len(bins) - len(times))
+    frequencies = torch.tensor(bins, dtype=torch.float64)
+    across, down = (torch.tensor(each, dtype=torch.float64) for each in positions)
+    rows = frequencies[:, :1] * (down - down.mean()) / n1
+    along = frequencies[:, 1:] * (across - across.mean()) / plan.width.dft
+    angle = 2 * math.pi * (rows[:, :, None] + along[:, None, :]).flatten(1)
+    return angle, torch.tensor(times, dtype=torch.float64)[:, None]
+
+
+def _wide_rows(matrix: Tensor) -> Tensor:
+    """Zeros to the right, so that every row begins at a multiple of 16 elements."""
+    return pad(matrix, (0, -matrix.shape[-1] % 16))

@@ -27,9 +27,10 @@ bfloat16, whose error is five times as large, is not needed as a way out.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ from dnd_fast.kernels.transformed_weight import (
 )
 
 WORKSPACE_BYTES = 1 << 30
+Impl = Literal["auto", "triton", "torch"]
 
 
 def fft_conv2d(
@@ -55,6 +57,7 @@ def fft_conv2d(
     *,
     dtype: torch.dtype | None = None,
     workspace_bytes: int = WORKSPACE_BYTES,
+    impl: Impl = "auto",
 ) -> Tensor:
     """``conv2d(x, weight, padding="same")`` in the transform domain; differentiable once.
 
@@ -68,12 +71,14 @@ def fft_conv2d(
             float32 at least.
         workspace_bytes: batch and output channels are cut so that transformed data stays below
             this, as far as one sample and one output channel allow.
+        impl: ``"torch"``, or ``"triton"`` for the Triton kernels, which need an NVIDIA GPU;
+            ``"auto"``: these where they can run.
 
     Returns:
         ``[B, C', H, W]`` in x's dtype, a view of ``[H, W, B, C']``.
 
     Raises:
-        ValueError: x or weight does not fit the plan.
+        ValueError: x or weight does not fit the plan, or ``impl`` cannot run.
     """
     if tuple(x.shape[2:]) != (plan.height.length, plan.width.length):
         raise ValueError(
@@ -88,6 +93,8 @@ def fft_conv2d(
         return _convolve(x, weight, plan, dtype, workspace_bytes)
     lengths = [plan.height.length, plan.width.length, plan.kernel]
     lengths += [plan.height.dft, plan.width.dft]
+    triton = impl == "triton" or (impl == "auto" and can_run_triton(x.device, dtype))
+    options = lengths, dtype, workspace_bytes, triton
     if isinstance(weight, TransformedWeight):
         values = weight.values
         if tuple(values.shape) != (plan.bins, 2, values.shape[2], x.shape[1]):
@@ -97,13 +104,13 @@ def fft_conv2d(
             )
         if dtype == torch.float16 and weight.bound is None:
             raise ValueError("float16 data needs weights transformed to float16 or int8.")
-        return _transformed(x, values, weight.scale, weight.bound, lengths, dtype, workspace_bytes)
+        return _transformed(x, values, weight.scale, weight.bound, *options)
     if tuple(weight.shape[1:]) != (x.shape[1], plan.kernel, plan.kernel):
         raise ValueError(
             f"the weight has shape {list(weight.shape)}; expected [C', {x.shape[1]}, "
             f"{plan.kernel}, {plan.kernel}]."
         )
-    return _raw(x, weight, lengths, dtype, workspace_bytes)
+    return _raw(x, weight, *options)
 
 
 # As operators, convolutions are opaque to torch.compile and torch.export. An operator's arguments
@@ -112,9 +119,15 @@ def fft_conv2d(
 
 @torch.library.custom_op("dnd_fast::fft_conv2d", mutates_args=())
 def _raw(
-    x: Tensor, weight: Tensor, lengths: list[int], dtype: torch.dtype, workspace: int
+    x: Tensor,
+    weight: Tensor,
+    lengths: list[int],
+    dtype: torch.dtype,
+    workspace: int,
+    triton: bool,
 ) -> Tensor:
-    return _convolve(x, weight, FFTConvPlan.make(*lengths), dtype, workspace)
+    convolve = triton_conv().conv2d if triton else _convolve
+    return convolve(x, weight, FFTConvPlan.make(*lengths), dtype, workspace)
 
 
 @torch.library.custom_op("dnd_fast::fft_conv2d_transformed", mutates_args=())
@@ -126,16 +139,36 @@ def _transformed(
     lengths: list[int],
     dtype: torch.dtype,
     workspace: int,
+    triton: bool,
 ) -> Tensor:
+    convolve = triton_conv().conv2d if triton else _convolve
     weight = TransformedWeight(values, scale, bound)
-    return _convolve(x, weight, FFTConvPlan.make(*lengths), dtype, workspace)
+    return convolve(x, weight, FFTConvPlan.make(*lengths), dtype, workspace)
 
 
 @torch.library.custom_op("dnd_fast::fft_conv2d_weight_gradient", mutates_args=())
 def _weight_gradient(
-    x: Tensor, dy: Tensor, lengths: list[int], dtype: torch.dtype, workspace: int
+    x: Tensor,
+    dy: Tensor,
+    lengths: list[int],
+    dtype: torch.dtype,
+    workspace: int,
+    triton: bool,
 ) -> Tensor:
-    return _outer(x, dy, FFTConvPlan.make(*lengths), dtype, workspace)
+    """``[C', C, k, k]`` in x's dtype."""
+    outer = triton_conv().weight_gradient if triton else _outer
+    return outer(x, dy, FFTConvPlan.make(*lengths), dtype, workspace).to(x.dtype)
+
+
+def can_run_triton(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the Triton kernels can run: on an NVIDIA GPU, in 32 or 16 bits."""
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return nvidia and dtype.itemsize <= 4 and importlib.util.find_spec("triton") is not None
+
+
+def triton_conv() -> Any:
+    """Triton is imported when it is first needed: a CPU does without it."""
+    return importlib.import_module("dnd_fast.kernels.triton_conv")
 
 
 def _empty_output(x: Tensor, channels: int) -> Tensor:
@@ -145,9 +178,7 @@ def _empty_output(x: Tensor, channels: int) -> Tensor:
 _raw.register_fake(lambda x, weight, *_: _empty_output(x, weight.shape[0]))
 _transformed.register_fake(lambda x, values, *_: _empty_output(x, values.shape[2]))
 _weight_gradient.register_fake(
-    lambda x, dy, lengths, *_: x.new_empty(lengths[2], lengths[2], dy.shape[1], x.shape[1]).permute(
-        2, 3, 1, 0
-    )
+    lambda x, dy, lengths, *_: x.new_empty(dy.shape[1], x.shape[1], lengths[2], lengths[2])
 )
 
 
@@ -156,7 +187,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, weight)
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         raise RuntimeError(
             "fft_conv2d has no second derivatives: use create_graph=False, or conv2d."
@@ -167,7 +198,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None,
         dx = _raw(dy, weight.transpose(0, 1).flip(2, 3), *ctx.options)
     if ctx.needs_input_grad[1]:
         dw = _weight_gradient(x, dy, *ctx.options)
-    return dx, dw, None, None, None
+    return dx, dw, *(None for _ in ctx.options)
 
 
 _raw.register_autograd(_backward, setup_context=_save)
@@ -235,7 +266,7 @@ def _outer(x: Tensor, dy: Tensor, plan: FFTConvPlan, dtype: torch.dtype, workspa
             if scale is not None and scale_dy is not None:
                 part /= scale * scale_dy
             gradient[:, :, channels] += part
-    return gradient.permute(2, 3, 1, 0).to(x.dtype)
+    return gradient.permute(2, 3, 1, 0).contiguous()
 
 
 def _signals(

@@ -21,6 +21,7 @@ from dnd_fast.kernels.plan import (
 )
 from dnd_fast.kernels.transformed_weight import TransformedWeight
 
+PRICES = (0.0, 1e-11, 3e-11, 1e-10, 3e-10)  # seconds per byte of weights
 TABLES = Path(__file__).parent / "measured"
 
 
@@ -47,18 +48,18 @@ def measure(
     batch: int = 1,
     weights: Weights = "cached",
     device: torch.device | str = "cpu",
-    candidates: int = 4,
     seconds: float = 0.3,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, dict[str, float]]:
-    """Time every convolution of a decoder in float32: direct, and the likeliest tiles.
+    """Time every convolution of a decoder in float32: direct, and with some tiles.
+
+    Those are tried that are predicted to be the fastest at various prices of memory.
 
     Args:
         features, kernel: of the decoder.
         profile: predicts which tiles are likely.
         batch, weights: of the passes to plan later.
         device: to measure on.
-        candidates: tiles to try for each convolution.
         seconds: to spend on each algorithm, and at least two calls.
         report: called with the convolutions done and their number.
 
@@ -74,7 +75,10 @@ def measure(
         if key in found:
             continue
         direct, *tiled = conv_plans(shape, profile, batch, weights)
-        likely = sorted(tiled, key=lambda each: each.seconds)[:candidates]
+        likely = {
+            min(tiled, key=lambda each: each.seconds + price * each.weight_bytes)
+            for price in PRICES
+        }
         found[key] = {
             each.algorithm: _time(each, batch, weights, device, seconds)
             for each in (direct, *likely)

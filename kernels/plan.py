@@ -282,43 +282,59 @@ def _add_convolution(
     steps: _Steps, shape: ConvShape, tiles: FFTConvPlan, batch: int, weights: Weights
 ) -> None:
     """Windows in, one product per bin, kept outputs back."""
-    profile, height, width = steps.profile, tiles.height, tiles.width
+    height, width, dense = tiles.height, tiles.width, steps.profile.dense
     c_in, c_out, count = shape.channels_in, shape.channels_out, batch * tiles.tiles
     inputs, outputs = ((batch * shape.height * shape.width) * c for c in (c_in, c_out))
     signal, product = 3.0 * tiles.bins * c_in * count, 2.0 * tiles.bins * c_out * count
     transformed = 2.0 * tiles.bins * c_in * c_out
-    across, rows = min(width.dft, width.length), min(height.dft, height.length)
-    flops = _transform_flops(tiles, rows, across) * c_in * count
-    steps.add(flops, 3 * inputs + 2.5 * signal, profile.transform_flops)
+    rows, across = min(height.dft, height.length), min(width.dft, width.length)
+    moved = inputs + signal if dense else 3 * inputs + 2.5 * signal
+    _add_transforms(steps, tiles, rows, across, 3, c_in * count, moved)
     if weights == "streamed":
-        flops = _transform_flops(tiles, tiles.kernel, tiles.kernel) * c_in * c_out
-        steps.add(flops, 3 * shape.weights + 2 * transformed, profile.transform_flops)
-    if weights == "int8":  # converted before use
-        steps.add(0, transformed * (1 + 1 / profile.element_size), profile.transform_flops)
+        moved = shape.weights + transformed if dense else 3 * shape.weights + 2 * transformed
+        _add_transforms(steps, tiles, tiles.kernel, tiles.kernel, 2, c_in * c_out, moved)
+    kept = transformed
+    if weights == "int8":
+        kept /= steps.profile.element_size
+        if not dense:  # converted before use
+            steps.add(0, kept + transformed, steps.profile.gemm_flops)
+            kept = transformed
     flops = 8.0 * tiles.bins * c_in * c_out * count
-    steps.add(flops, transformed + signal + 2 * product, profile.gemm_flops)
-    flops = _transform_flops(tiles, height.outputs, width.outputs) * c_out * count
-    steps.add(flops, 4 * product + 3 * outputs, profile.transform_flops)
+    steps.add(flops, kept + signal + (1 if dense else 2) * product, steps.profile.gemm_flops)
+    moved = product + outputs if dense else 4 * product + 3 * outputs
+    _add_transforms(steps, tiles, height.outputs, width.outputs, 2, c_out * count, moved)
 
 
 def _add_weight_gradient(steps: _Steps, shape: ConvShape, tiles: FFTConvPlan, batch: int) -> None:
     """Both signals in, an outer product per bin, the kernel's taps back."""
-    profile, height, width = steps.profile, tiles.height, tiles.width
+    height, width = tiles.height, tiles.width
     c_in, c_out, count = shape.channels_in, shape.channels_out, batch * tiles.tiles
-    spectrum, transformed = 3.0 * tiles.bins * count, 2.0 * tiles.bins * c_in * c_out
-    sizes = min(height.dft, height.length), min(width.dft, width.length)
-    flops = _transform_flops(tiles, *sizes) * (c_in + c_out) * count
-    steps.add(flops, 3 * spectrum * (c_in + c_out), profile.transform_flops)
+    signals = 3.0 * tiles.bins * count * (c_in + c_out)
+    transformed = 2.0 * tiles.bins * c_in * c_out
+    rows, across = min(height.dft, height.length), min(width.dft, width.length)
+    _add_transforms(steps, tiles, rows, across, 3, (c_in + c_out) * count, 3 * signals)
     flops = 8.0 * tiles.bins * c_in * c_out * count
-    steps.add(flops, 3 * transformed + spectrum * (c_in + c_out), profile.gemm_flops)
-    flops = _transform_flops(tiles, tiles.kernel, tiles.kernel) * c_in * c_out
-    steps.add(flops, 2 * transformed + 3 * shape.weights, profile.transform_flops)
+    steps.add(flops, 3 * transformed + signals, steps.profile.gemm_flops)
+    moved = 2 * transformed + 3 * shape.weights
+    _add_transforms(steps, tiles, tiles.kernel, tiles.kernel, 2, c_in * c_out, moved)
 
 
-def _transform_flops(tiles: FFTConvPlan, rows: int, across: int) -> float:
-    """Of one channel of one tile between ``rows`` x ``across`` positions and the bins."""
-    columns = 2 * (tiles.width.dft // 2 + 1)
-    return 2.0 * columns * rows * (across + 2 * tiles.height.dft)
+def _add_transforms(
+    steps: _Steps,
+    tiles: FFTConvPlan,
+    rows: int,
+    across: int,
+    planes: int,
+    count: float,
+    moved: float,
+) -> None:
+    """Of ``count`` windows, between ``rows`` x ``across`` positions and the planes of all bins."""
+    if steps.profile.dense:  # folded about the window's centre
+        flops = 2.0 * rows * across * tiles.bins
+    else:
+        columns = 2 * (tiles.width.dft // 2 + 1)
+        flops = 2.0 * columns * rows * (across + planes * tiles.height.dft)
+    steps.add(flops * count, moved, steps.profile.transform_flops)
 
 
 def _dft_lengths(length: int, kernel: int) -> list[int]:

@@ -6,7 +6,6 @@ output channel. Bytes: 2 F C' C times 4 (8), 2 or 1; the raw weight has k^2 C' C
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,6 +39,11 @@ class TransformedWeight:
     def nbytes(self) -> int:
         """Of values and scale."""
         return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+    def to(self, device: torch.device) -> TransformedWeight:
+        """On another device."""
+        parts = (self.values, self.scale, self.bound)
+        return TransformedWeight(*(None if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
 
     def of(self, channels: slice) -> TransformedWeight:
         """Some output channels."""
@@ -99,9 +103,9 @@ def largest(x: Tensor) -> Tensor:
 
 
 def power_of_two_below(limit: float, bound: Tensor) -> Tensor:
-    """The largest power of two that keeps ``bound`` below ``limit``; 1 for a bound of 0."""
-    exponent = math.log2(limit) - torch.frexp(bound)[1]
-    return torch.where(bound > 0, torch.exp2(exponent.clamp(-126, 126)), 1.0)
+    """The largest power of two that times ``bound`` is at most ``limit``; 1 for a bound of 0."""
+    exponent = torch.frexp(limit / bound)[1] - 1
+    return torch.where(bound > 0, torch.exp2(exponent.clamp(-100, 100).float()), 1.0)
 
 
 def chunks(count: int, bytes_each: int, workspace: int) -> Iterator[slice]:

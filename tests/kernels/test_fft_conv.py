@@ -205,7 +205,7 @@ def test_operators():
     plan = FFTConvPlan.make(*lengths)
     x = torch.randn(2, 2, 6, 5).transpose(2, 3).requires_grad_()
     weight = torch.randn(3, 2, 3, 3, requires_grad=True)
-    options = lengths, torch.float32, 1 << 20
+    options = lengths, torch.float32, 1 << 20, False
     ops = torch.ops.dnd_fast
     torch.library.opcheck(ops.fft_conv2d.default, (x, weight, *options))
     kept = transform_weight(weight.detach(), plan, dtype=torch.int8)

@@ -19,7 +19,6 @@ def test_measures_every_shape_once():
             5,
             PROFILES["cpu"],
             weights=weights,
-            candidates=2,
             seconds=0.01,
             report=lambda done, total: progress.append((done, total)),
         )

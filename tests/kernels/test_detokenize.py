@@ -1,0 +1,170 @@
+"""Detokenisation by kernel against the layout's own."""
+
+import pytest
+import torch
+import triton
+
+from dnd_fast.kernels.codegen import SHARED_LIMIT, compile_report
+from dnd_fast.kernels.detokenize import (
+    DEFAULT,
+    DetokenizeConfig,
+    TokenTargets,
+    _detokenize_kernel,
+    detokenize,
+)
+from dnd_fast.layout import TokenLayout
+from dnd_fast.lora_modules import LoraModule
+
+SIZES = [(13, 30), (7, 1), (16, 12)]  # chunks of 6: cut, one column, exact
+
+
+def make_layout(scale="static", rank=3, chunk=6):
+    modules = [LoraModule(f"layers.{i}.proj", *pair) for i, pair in enumerate(SIZES)]
+    return TokenLayout(
+        modules, rank, lora_alpha=1, target_modules=["proj"], scale=scale, chunk=chunk
+    )
+
+
+def fitted(layout):
+    torch.manual_seed(1)
+    mean = torch.randn(layout.num_tokens, *layout.token_shape)
+    layout.set_statistics(mean, torch.rand(layout.num_tokens, 1, 1))
+    return layout
+
+
+def targets_of(layout, device="cpu"):
+    return TokenTargets.make(layout.tensor_shapes(), layout.chunk, device)
+
+
+def compare(layout, dtype=torch.float32, out_dtype=torch.float32, rtol=1e-5, **options):
+    """Strided random tokens through both; written into poisoned memory."""
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layout = layout.to(device)
+    rows, columns = layout.token_shape
+    tokens = torch.randn(2, columns, layout.num_tokens, rows, device=device).to(dtype)
+    tokens = tokens.permute(0, 2, 3, 1)
+    targets = targets_of(layout, device)
+    out = torch.full((2, targets.elements), torch.nan, dtype=out_dtype, device=device)
+    border = layout.scale == "border"
+    detokenize(tokens, targets, out, mean=layout.mean, std=layout.std, border=border, **options)
+    expected = layout.detokenize(tokens)
+    found = targets.views(out)
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name].float(), tensor, rtol=rtol, atol=1e-6)
+
+
+def test_targets_cover_every_element_once():
+    layout = make_layout()
+    targets = targets_of(layout)
+    assert len(targets.table) == layout.num_tokens
+    found = torch.zeros(targets.elements, dtype=torch.int64)
+    for offset, columns, row_stride, column_stride in targets.table.tolist():
+        rows = torch.arange(layout.rank)[:, None] * row_stride
+        found[offset + rows + torch.arange(columns) * column_stride] += 1
+    assert (found == 1).all()
+
+
+def test_views_are_the_tensors_in_order():
+    layout = make_layout()
+    targets = targets_of(layout)
+    whole = torch.arange(targets.elements)
+    views = targets.views(whole)
+    assert {name: tuple(view.shape) for name, view in views.items()} == layout.tensor_shapes()
+    assert torch.equal(torch.cat([view.flatten() for view in views.values()]), whole)
+
+
+def test_mixed_ranks_are_refused():
+    with pytest.raises(ValueError, match="of one rank"):
+        TokenTargets.make({"x.lora_A.weight": (2, 8), "x.lora_B.weight": (8, 3)}, 8)
+
+
+@pytest.mark.interpret
+def test_wrong_arguments_are_refused():
+    targets = targets_of(make_layout())
+    out = torch.empty(1, targets.elements)
+    tokens = torch.empty(1, len(targets.table), 3, 6)
+    with pytest.raises(ValueError, match="tokens has shape"):
+        detokenize(tokens, targets, out, border=True)
+    with pytest.raises(ValueError, match="out has shape"):
+        detokenize(tokens, targets, out[:, 1:])
+    with pytest.raises(ValueError, match="mean and std together"):
+        detokenize(tokens, targets, out, mean=tokens[0])
+    mean, std = tokens[0].mT.contiguous().mT, torch.empty(len(targets.table), 1, 1)
+    with pytest.raises(ValueError, match="expected a contiguous tensor"):
+        detokenize(tokens, targets, out, mean=mean, std=std)
+
+
+@pytest.mark.interpret
+def test_an_empty_batch():
+    targets = targets_of(make_layout())
+    tokens = torch.empty(0, len(targets.table), 3, 6)
+    detokenize(tokens, targets, torch.empty(0, targets.elements))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(triton.knobs.runtime.interpret, reason="the interpreter needs none")
+def test_without_a_gpu_it_says_so():
+    with pytest.raises(ValueError, match="need an NVIDIA GPU"):
+        compare(make_layout())
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("scale", ["static", "border"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_equals_the_layout(scale, dtype):
+    compare(make_layout(scale), dtype)
+
+
+@pytest.mark.interpret
+def test_static_statistics_over_several_column_blocks():
+    compare(fitted(make_layout()), config=DetokenizeConfig(columns=2))
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize(("rank", "chunk"), [(1, 6), (2, 1), (1, 1), (5, 64)])
+def test_degenerate_sizes(rank, chunk):
+    compare(fitted(make_layout(rank=rank, chunk=chunk)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scale", ["static", "border"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("chunk", [8, 512])
+def test_on_the_gpu(chunk, scale, dtype):
+    layout = make_layout(scale, rank=16, chunk=chunk)
+    compare(layout, dtype)
+    compare(layout, dtype, out_dtype=torch.bfloat16, rtol=2**-8)
+
+
+@pytest.mark.gpu
+def test_static_statistics_on_the_gpu():
+    compare(fitted(make_layout(rank=16, chunk=512)), torch.bfloat16)
+
+
+@pytest.mark.codegen
+@pytest.mark.parametrize("capability", list(SHARED_LIMIT))
+@pytest.mark.parametrize("scale", ["none", "static", "border"])
+def test_compiles_without_spills(scale, capability):
+    """Tokens of 16 x 512, as for a 7B model."""
+    signature = {"tokens_ptr": "*bf16", "targets_ptr": "*i64", "out_ptr": "*fp32"}
+    signature |= dict.fromkeys(["stride_tb", "stride_tn", "stride_tl"], "i32")
+    constants = {"mean_ptr": None, "std_ptr": None, "stride_tc": 1}
+    if scale == "static":
+        signature |= {"mean_ptr": "*fp32", "std_ptr": "*fp32"}
+        constants = {"stride_tc": 1}
+    sizes = {"BLOCK_BORDER_L": 32, "BLOCK_BORDER_C": 1024}
+    found = compile_report(
+        _detokenize_kernel,
+        signature | {"stride_ob": "i32:16"},
+        constants
+        | {"SCALE": scale, "RANK": 16, "CHUNK": 512, "BLOCK_R": 16, "BLOCK_C": DEFAULT.columns}
+        | sizes,
+        capability,
+        DEFAULT.num_warps,
+        num_stages=3,
+    )
+    print(f"\n{scale}, sm_{capability}: {found}")
+    assert found["spills"] == 0
+    assert found["shared"] <= SHARED_LIMIT[capability]

@@ -1,0 +1,92 @@
+"""Mean and reciprocal standard deviation of rows against float64."""
+
+import pytest
+import torch
+
+from dnd_fast.kernels import layer_norm_stats as module
+from dnd_fast.kernels.codegen import SHARED_LIMIT, compile_report
+from dnd_fast.kernels.layer_norm_stats import Config, layer_norm_stats
+
+SMALL = Config(block=16, num_warps=1)
+
+
+def exact(x, eps=1e-5):
+    rows = x.double().flatten(2)
+    return rows.mean(2), (rows.var(2, unbiased=False) + eps).rsqrt()
+
+
+def compare(x, bound=1e-6, **options):
+    found = layer_norm_stats(x, **options)
+    for mine, theirs in zip(found, exact(x), strict=True):
+        assert mine.dtype == torch.float32
+        assert mine.shape == x.shape[:2]
+        scale = theirs.abs().clamp_min(1)
+        assert ((mine - theirs).abs() / scale).max().item() <= bound
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 16, 16), (1, 1, 11, 13), (2, 1, 17, 1)]
+)
+def test_equals_float64(shape, dtype):
+    torch.manual_seed(0)
+    compare((3 * torch.randn(shape) + 1).to(dtype), config=SMALL)
+
+
+@pytest.mark.interpret
+def test_a_mean_far_from_zero():
+    torch.manual_seed(0)
+    x = 1e4 + torch.randn(2, 2, 37, 41)
+    _, rstd = layer_norm_stats(x, config=SMALL)
+    expected = exact(x)[1]
+    assert ((rstd - expected) / expected).abs().max().item() <= 1e-6
+    compare(x, config=SMALL)
+
+
+@pytest.mark.interpret
+def test_constant_rows():
+    mean, rstd = layer_norm_stats(torch.full((1, 2, 5, 7), 1e4), config=SMALL)
+    assert (mean == 1e4).all()
+    torch.testing.assert_close(rstd, torch.full((1, 2), 1e-5).rsqrt())
+
+
+@pytest.mark.interpret
+def test_refuses_strided_rows():
+    with pytest.raises(ValueError, match="contiguous"):
+        layer_norm_stats(torch.ones(1, 2, 3, 4).mT)
+
+
+@pytest.mark.codegen
+@pytest.mark.parametrize("capability", list(SHARED_LIMIT))
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_compiles_without_spills(dtype, capability):
+    pointers = {"mean_ptr": "*fp32", "m2_ptr": "*fp32"}
+    counts = {"length": "i32:16", "chunks": "i32"}
+    chunk = compile_report(
+        module._chunk_stats_kernel,
+        {"x_ptr": f"*{dtype}", **pointers, **counts},
+        {"BLOCK": module.DEFAULT.block},
+        capability,
+        num_warps=module.DEFAULT.num_warps,
+        num_stages=3,
+    )
+    names = ("chunk_mean_ptr", "chunk_m2_ptr", "mean_ptr", "rstd_ptr")
+    merge = compile_report(
+        module._merge_kernel,
+        {"x_ptr": f"*{dtype}", **dict.fromkeys(names, "*fp32"), **counts, "eps": "fp32"},
+        {"BLOCK": module.DEFAULT.block, "BLOCK_CHUNKS": 256},
+        capability,
+        num_warps=1,
+        num_stages=3,
+    )
+    print(f"\n{dtype}, sm_{capability}: chunks {chunk}, merge {merge}")
+    assert chunk["spills"] == merge["spills"] == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 128, 64, 400), (1, 16, 1000, 384), (3, 5, 7, 11)])
+def test_on_a_gpu(shape, dtype):
+    torch.manual_seed(0)
+    compare((10 + torch.randn(shape, device="cuda")).to(dtype))

@@ -1,0 +1,98 @@
+"""The engine on the Triton kernels against the plain decoder, and when it must end."""
+
+import copy
+
+import pytest
+import torch
+
+from dnd_fast import HyperConvDecoder, InvalidInput
+from dnd_fast.condition import LengthProjection
+from dnd_fast.kernels.device import PROFILES
+from dnd_fast.kernels.plan import plan_decoder
+
+FEATURES = [(3, 5, 4), (2, 6, 7), (2, 6, 7)]
+
+
+@pytest.fixture
+def decoder():
+    torch.manual_seed(0)
+    return HyperConvDecoder(FEATURES, 3).requires_grad_(False)
+
+
+def error(found, expected):
+    return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize(
+    ("algorithm", "weights"),
+    [("direct", "cached"), ("fft", "cached"), ("fft", "streamed"), ("fft", "int8")],
+)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 5e-3)])
+def test_engine(decoder, algorithm, weights, dtype, bound):
+    exact = copy.deepcopy(decoder).double()
+    plan = plan_decoder(FEATURES, 3, PROFILES["cpu"], weights=weights, algorithm=algorithm)
+    decoder.to(dtype).set_impl("triton")
+    decoder.set_plan(plan)
+    assert decoder.make_engine()
+    for batch in (2, 1):
+        x = torch.randn(batch, *FEATURES[0]).to(dtype)
+        with torch.no_grad():
+            found = decoder(x)
+        assert found.dtype == dtype
+        assert error(found, exact(x.double())) <= (0.04 if weights == "int8" else bound)
+
+
+@pytest.mark.interpret
+def test_engine_with_a_projection():
+    torch.manual_seed(0)
+    projection = LengthProjection(9, 5)
+    decoder = HyperConvDecoder(FEATURES, 3, projection=projection, impl="triton")
+    decoder.requires_grad_(False)
+    x = torch.randn(1, 3, 9, 4)
+    expected = copy.deepcopy(decoder).double()(x.double())
+    decoder.make_engine()
+    with torch.no_grad():
+        assert error(decoder(x), expected) <= 1e-5
+
+
+@pytest.mark.interpret
+def test_training_on_the_kernels(decoder):
+    """No engine: operators one by one, with gradients."""
+    decoder.requires_grad_()
+    exact = copy.deepcopy(decoder).double()
+    x = torch.randn(1, *FEATURES[0])
+    decoder.set_impl("triton")
+    decoder.set_plan("fft")
+    decoder(x).square().sum().backward()
+    exact(x.double()).square().sum().backward()
+    for parameter, other in zip(decoder.parameters(), exact.parameters(), strict=True):
+        # The next LayerNorm cancels a layer-wise bias: its gradient is nothing but rounding.
+        distance = (parameter.grad.double() - other.grad).norm()
+        assert distance <= 1e-4 * max(other.grad.norm(), 1.0)
+
+
+@pytest.mark.interpret
+def test_engine_ends_with_what_it_was_made_for(decoder):
+    decoder.set_impl("triton")
+    for change in (
+        lambda: decoder.set_plan("direct"),
+        lambda: decoder.set_impl("triton"),
+        lambda: decoder.to(torch.float16),
+    ):
+        decoder.make_engine()
+        assert decoder.engine is not None
+        change()
+        assert decoder.engine is None
+    with torch.no_grad():
+        assert decoder(torch.randn(0, *FEATURES[0]).half()).shape == (0, *FEATURES[-1])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_none_without_a_gpu(decoder):
+    assert not decoder.make_engine()
+    assert decoder.engine is None
+    with pytest.raises(
+        InvalidInput, match="need an NVIDIA GPU, and torch sees none"
+    ):
+        decoder.set_impl("triton")
