@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from dnd_fast.condition import LengthProjection
 from dnd_fast.errors import InvalidInput
-from dnd_fast.kernels.device import PROFILES
-from dnd_fast.kernels.fft_conv import WORKSPACE_BYTES, Impl, can_run_triton, fft_conv2d
+from dnd_fast.kernels.device import PROFILES, can_run_triton
+from dnd_fast.kernels.fft_conv import WORKSPACE_BYTES, Impl, fft_conv2d
 from dnd_fast.kernels.plan import DecoderPlan, Weights, decoder_convolutions, plan_decoder
 from dnd_fast.kernels.reference import LAYER_NORM_EPS, direct, hyper_conv_block
 from dnd_fast.kernels.tiles import FFTConvPlan

@@ -225,7 +225,7 @@ class Generator(
         clock.append(self._synchronized_time())
         tokens = self(condition)
         clock.append(self._synchronized_time())
-        tensors = {key: value.cpu() for key, value in self.layout.detokenize(tokens).items()}
+        tensors = self.layout.detokenize_to_cpu(tokens)
         clock.append(time.perf_counter())
         self.timings = dict(
             zip(

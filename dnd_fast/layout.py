@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dnd_fast.border import add_border, remove_border
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import check_weights
+from dnd_fast.kernels.device import can_run_triton
 from dnd_fast.lora_modules import LoraModule, find_lora_modules
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ class TokenLayout(nn.Module):
         border = 2 if scale == "border" else 0
         self.token_shape = (rank + border, self.chunk + border)
         self.num_tokens = sum(math.ceil(size / self.chunk) for size in sizes)
+        self._targets: dict[torch.device, object] = {}  # where tokens go, made on first use
         self.register_buffer("mean", None)
         self.register_buffer("std", None)
 
@@ -262,6 +264,25 @@ class TokenLayout(nn.Module):
             matrices = matrices.movedim(matrices.ndim - 3, 0).contiguous()
             state_dict.update(zip(group.keys, matrices.unbind(0), strict=True))
         return {key: state_dict[key] for key in self.tensor_shapes()}
+
+    @torch.no_grad()
+    def detokenize_to_cpu(self, tokens: Tensor) -> dict[str, Tensor]:
+        """:meth:`detokenize` of ``[B, Nw, Lw, Cw]``, on the CPU, float32.
+
+        From an NVIDIA GPU by one kernel and one copy, of which the tensors are views.
+        """
+        if not can_run_triton(tokens.device, tokens.dtype):
+            return {name: value.cpu() for name, value in self.detokenize(tokens).items()}
+        from dnd_fast.kernels.detokenize import TokenTargets, detokenize
+
+        targets = self._targets.get(tokens.device)
+        if not isinstance(targets, TokenTargets):
+            targets = TokenTargets.make(self.tensor_shapes(), self.chunk, tokens.device)
+            self._targets[tokens.device] = targets
+        out = tokens.new_empty(len(tokens), targets.elements, dtype=torch.float32)
+        border = self.scale == "border"
+        detokenize(tokens, targets, out, mean=self.mean, std=self.std, border=border)
+        return targets.views(out.cpu())
 
     def fit(self, tokens: Tensor) -> None:
         """Set mean and std from a collection, in place of any earlier ones (static mode).

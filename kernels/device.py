@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import time
@@ -44,6 +45,12 @@ PROFILES = {
     "a100": DeviceProfile("A100 (assumed)", 196e12, 168e12, 112e12, 1.49e12, 2, dense=True),
     "cpu": DeviceProfile("CPU (assumed)", 170e9, 170e9, 60e9, 12e9, 4),
 }
+
+
+def can_run_triton(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the Triton kernels can run: on an NVIDIA GPU, in 32 or 16 bits."""
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return nvidia and dtype.itemsize <= 4 and importlib.util.find_spec("triton") is not None
 
 
 def device_name(device: torch.device | str = "cpu") -> str:

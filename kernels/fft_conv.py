@@ -27,7 +27,7 @@ bfloat16, whose error is five times as large, is not needed as a way out.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import math
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -35,6 +35,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dnd_fast.kernels.device import can_run_triton
 from dnd_fast.kernels.dft import analyze, synthesize
 from dnd_fast.kernels.tiles import Cut, FFTConvPlan
 from dnd_fast.kernels.transformed_weight import (
@@ -158,12 +159,6 @@ def _weight_gradient(
     """``[C', C, k, k]`` in x's dtype."""
     outer = triton_conv().weight_gradient if triton else _outer
     return outer(x, dy, FFTConvPlan.make(*lengths), dtype, workspace).to(x.dtype)
-
-
-def can_run_triton(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the Triton kernels can run: on an NVIDIA GPU, in 32 or 16 bits."""
-    nvidia = device.type == "cuda" and torch.version.hip is None
-    return nvidia and dtype.itemsize <= 4 and importlib.util.find_spec("triton") is not None
 
 
 def triton_conv() -> Any:

@@ -9,6 +9,8 @@ from dnd_fast import HyperConvDecoder, InvalidInput
 from dnd_fast.condition import LengthProjection
 from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.plan import plan_decoder
+from dnd_fast.planning import plan_for
+from dnd_fast.recipe import Recipe
 
 FEATURES = [(3, 5, 4), (2, 6, 7), (2, 6, 7)]
 
@@ -88,11 +90,52 @@ def test_engine_ends_with_what_it_was_made_for(decoder):
         assert decoder(torch.randn(0, *FEATURES[0]).half()).shape == (0, *FEATURES[-1])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("weights", ["cached", "streamed", "int8"])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 0.03)])
+def test_graphs_of_several_batch_sizes(weights, dtype, bound):
+    """A graph must not outlive memory that a larger batch replaced."""
+    torch.manual_seed(0)
+    features = [(32, 48, 64), (64, 40, 96), (64, 40, 96)]
+    decoder = HyperConvDecoder(features, 9).requires_grad_(False).cuda()
+    exact = copy.deepcopy(decoder).double()
+    decoder.to(dtype).set_plan("fft", weights=weights)
+    assert decoder.make_engine()
+    conditions = [torch.randn(batch, *features[0], device="cuda") for batch in (1, 3, 2, 1, 3)]
+    for x in conditions:
+        with torch.no_grad():
+            found = decoder(x.to(dtype))
+        expected = exact(x.to(dtype).double())
+        assert error(found, expected) <= (0.05 if weights == "int8" else bound)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", ["common-sense-0.5b", "coding-7b"])
+def test_a_recipe_within_its_memory(recipe):
+    """At full size, in bfloat16, against the direct form in float32."""
+    spec = Recipe.load(recipe).decoder
+    torch.manual_seed(0)
+    decoder = HyperConvDecoder(spec.features, spec.kernel_size, impl="triton")
+    decoder.requires_grad_(False).cuda()
+    x = torch.randn(1, *spec.features[0], device="cuda")
+    with torch.no_grad():
+        expected = decoder(x).double()
+        decoder.bfloat16()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        decoder.set_plan(plan_for(decoder, memory=30e9))
+        decoder.make_engine()
+        found = decoder(x.bfloat16())
+        assert torch.equal(found, decoder(x.bfloat16()))
+    assert error(found, expected) <= 0.05
+    raw = 2 * sum(parameter.numel() for parameter in decoder.parameters())
+    assert torch.cuda.max_memory_allocated() - before <= 30e9 + raw
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_none_without_a_gpu(decoder):
     assert not decoder.make_engine()
     assert decoder.engine is None
-    with pytest.raises(
-        InvalidInput, match="need an NVIDIA GPU, and torch sees none"
-    ):
+    with pytest.raises(InvalidInput, match="need an NVIDIA GPU, and torch sees none"):
         decoder.set_impl("triton")

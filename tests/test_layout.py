@@ -128,7 +128,9 @@ def test_published_tokens(target):
     for key, published in zip(found, expected, strict=True):
         assert key.endswith(published.removeprefix("model."))
         numbers = golden[f"detok.{published}"]
-        assert (found[key] - numbers).abs().max() <= 1e-6 * numbers.abs().max(), key
+        # Decoding takes 0.1 from an exp of little more: exp's last bit, in which processors differ,
+        # is 2e-6 of what remains.
+        assert (found[key] - numbers).abs().max() <= 4e-6 * numbers.abs().max(), key
         assert found[key].is_contiguous()
 
 
@@ -443,3 +445,19 @@ def test_no_loop_over_tokens(scale):
     assert many[0] == deep[0] == 10 * few[0]
     assert many[1] <= few[1] + 2  # a copy more or less, depending on strides
     assert max(many[2], deep[2]) <= few[2] + 2
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("scale", ["static", "border"])
+def test_the_kernel_writes_what_detokenize_gives(scale, monkeypatch):
+    torch.manual_seed(0)
+    layout = TokenLayout.for_model(AutoConfig.for_model("qwen2", **TINY), 2, scale=scale)
+    tokens = torch.randn(2, layout.num_tokens, *layout.token_shape) * 0.1
+    if scale == "static":
+        layout.fit(tokens + torch.randn_like(tokens))
+    expected = layout.detokenize(tokens)
+    monkeypatch.setattr("dnd_fast.layout.can_run_triton", lambda device, dtype: True)
+    found = layout.detokenize_to_cpu(tokens)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
