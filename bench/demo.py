@@ -6,7 +6,6 @@ python -m bench.demo table            # README's table from the committed result
 
 from __future__ import annotations
 
-import json
 import time
 from statistics import mean
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dnd_fast.bench.results import RESULTS, write
+from dnd_fast.bench.results import append, latest
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 
@@ -48,7 +47,7 @@ WEAK_SPOTS = {
 
 @app.command()
 def run(seed: Annotated[int, typer.Option(help="Of base, split, adapters and generator.")]) -> None:
-    """Train and evaluate one seed; writes bench/results/demo-seed-N.json."""
+    """Train and evaluate one seed; adds a line to bench/results/demo.jsonl."""
     from dnd_fast.cli import progress_bars
     from dnd_fast.demo.evaluate import evaluate
     from dnd_fast.demo.retrain import retrain
@@ -69,8 +68,8 @@ def run(seed: Annotated[int, typer.Option(help="Of base, split, adapters and gen
         stage: end - start
         for stage, end, start in zip(stages, ends, [started, *ends], strict=False)
     }
-    path = write(
-        f"demo-seed-{seed}",
+    path = append(
+        "demo",
         {"seed": seed, "training_seconds": training, "seconds": seconds, **figures},
     )
     Console().print(f"Wrote {path}.")
@@ -104,8 +103,8 @@ def markdown() -> str:
 
 
 def load() -> list[dict[str, Any]]:
-    """The committed results, by seed."""
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("demo-seed-*.json"))]
+    """The newest committed result of every seed."""
+    return sorted(latest("demo", "seed"), key=lambda figures: figures["seed"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Result files: what was measured, with what, on which machine."""
+"""Result files, ``results/BENCH.jsonl``: one line a run, only ever added to.
+
+A line holds what was measured, with what, and on which machine.
+"""
 
 from __future__ import annotations
 
@@ -15,30 +18,50 @@ import torch
 from dnd_fast.kernels.device import device_name
 
 RESULTS = Path(__file__).parent / "results"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LIBRARIES = ("torch", "triton", "transformers", "peft")
 
 
 def provenance() -> dict[str, Any]:
     """Revision, time, device and versions, to be stored with every figure."""
+    cuda = torch.cuda.is_available()
     return {
         "schema_version": SCHEMA_VERSION,
         "revision": _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain") else ""),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device_name("cuda" if torch.cuda.is_available() else "cpu"),
+        "device": device_name("cuda" if cuda else "cpu"),
+        "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
 
 
-def write(name: str, figures: dict[str, Any]) -> Path:
-    """Write ``results/NAME.json``: the figures after their provenance."""
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(provenance() | figures, indent=2) + "\n", encoding="utf-8")
+def append(bench: str, figures: dict[str, Any]) -> Path:
+    """Add a line to ``results/BENCH.jsonl``: the figures after their provenance."""
+    path = RESULTS / f"{bench}.jsonl"
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(provenance() | figures) + "\n")
     return path
 
 
+def latest(bench: str, *keys: str) -> list[dict[str, Any]]:
+    """The newest line of every combination of values of ``keys``, in the order of the first."""
+    path = RESULTS / f"{bench}.jsonl"
+    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        figures = json.loads(line)
+        newest[tuple(figures[key] for key in keys)] = figures
+    return list(newest.values())
+
+
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(RESULTS), *arguments]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return _run("git", "-C", str(RESULTS), *arguments)
+
+
+def _run(*command: str) -> str:
+    """What a command prints; empty where there is no such command."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""

@@ -58,3 +58,8 @@ def difference(found: Tensor, expected: Tensor) -> float:
     """Relative, in the Euclidean norm, computed in float64."""
     exact = expected.double()
     return ((found.double() - exact).norm() / exact.norm()).item()
+
+
+def spread(values: list[float]) -> float:
+    """Largest minus smallest, relative to the median."""
+    return (max(values) - min(values)) / median(values)

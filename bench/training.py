@@ -17,7 +17,7 @@ import typer
 from rich.table import Table
 from torch import Tensor
 
-from dnd_fast.bench.results import RESULTS, provenance, write
+from dnd_fast.bench.results import append, latest, provenance
 from dnd_fast.bench.timing import console, difference, interleaved, speedup
 from dnd_fast.decoder import HyperConvDecoder
 from dnd_fast.kernels.device import calibrate
@@ -35,7 +35,7 @@ def main(
     ] = None,
     batch: Annotated[int, typer.Option(help="Samples per step.")] = 4,
     rounds: Annotated[int, typer.Option(help="Timed rounds after one that warms up.")] = 5,
-    save: Annotated[bool, typer.Option(help="Write bench/results/training-NAME.json.")] = False,
+    save: Annotated[bool, typer.Option(help="Add them to bench/results/training.jsonl.")] = False,
 ) -> None:
     """Time forward and backward pass, interleaved."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,7 +84,7 @@ def main(
     console.print(table)
     console.print(f"{figures['speedup']:.1f}x faster, gradients differ by {error:.1e}.")
     if save:
-        console.print(f"Wrote {write(f'training-{name}', figures)}.")
+        console.print(f"Wrote {append('training', figures)}.")
     print(json.dumps(provenance() | figures))
 
 
@@ -94,8 +94,7 @@ def markdown() -> str:
         "| decoder | machine | training step, against direct float32 | gradients differ by |",
         "| --- | --- | --- | --- |",
     ]
-    for path in sorted(RESULTS.glob("training-*.json")):
-        figures = json.loads(path.read_text())
+    for figures in latest("training", "decoder", "batch", "device"):
         shapes = " → ".join(str(tuple(shape)) for shape in figures["features"])
         lines.append(
             f"| {shapes}, k = {figures['kernel_size']}, batch {figures['batch']} "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -156,12 +157,11 @@ def plan_decoder(
         profile: of the device.
         batch: samples per pass.
         memory: bytes that the weights may take, transformed ones included: smaller tiles, or the
-            direct form, then where they save most per second lost.
+            direct form, then where a byte costs the fewest seconds.
         weights: how transformed ones are kept; see :class:`DecoderPlan`.
         training: plan a forward and a backward pass, which need streamed weights.
         algorithm: ``"direct"`` and ``"fft"`` force one everywhere.
-        measured: times of inference by :meth:`ConvShape.key`; of a convolution found there only
-            what has been measured is considered.
+        measured: times of inference by :meth:`ConvShape.key`, which count instead of predictions.
 
     Raises:
         ValueError: no choice fits into ``memory``, or training with other weights than streamed.
@@ -172,28 +172,42 @@ def plan_decoder(
     for shape in decoder_convolutions(features, kernel):
         options = list(conv_plans(shape, profile, batch, weights, training))
         times = {} if training else (measured or {}).get(shape.key(batch, weights), {})
-        options = _with_times(options, times) or options
+        options = _with_times(options, times)
         if algorithm != "auto":
             options = [each for each in options if (each.tiles is None) == (algorithm == "direct")]
         candidates.append(options)
 
-    def choose(price: float) -> DecoderPlan:
-        """The fastest where a byte of weights costs ``price`` seconds."""
-        choices = (
-            min(options, key=lambda each: each.seconds + price * each.weight_bytes)
-            for options in candidates
-        )
-        return DecoderPlan(tuple(choices), weights)
-
-    prices = [0.0, *(10.0 ** (exponent / 8) for exponent in range(-120, -24))]
-    for price in prices:
-        plan = choose(price)
-        if memory is None or plan.weight_bytes <= memory:
-            return plan
-    raise ValueError(
-        f"memory={memory:.3g} bytes is too little: the weights of this decoder need at least "
-        f"{plan.weight_bytes:.3g}."
+    paths = [_trade_offs(options) for options in candidates]
+    choices = [path[0] for path in paths]
+    steps = sorted(
+        (_price(before, after), index, place)
+        for index, path in enumerate(paths)
+        for place, (before, after) in enumerate(itertools.pairwise(path), start=1)
     )
+    for _, index, place in steps:
+        if memory is None or sum(each.weight_bytes for each in choices) <= memory:
+            break
+        choices[index] = paths[index][place]
+    plan = DecoderPlan(tuple(choices), weights)
+    if memory is not None and plan.weight_bytes > memory:
+        raise ValueError(
+            f"memory={memory:.3g} bytes is too little: the weights of this decoder need at least "
+            f"{plan.weight_bytes:.3g}."
+        )
+    return plan
+
+
+def _trade_offs(options: Sequence[ConvPlan]) -> list[ConvPlan]:
+    """The fastest, then ever smaller ones, each for the fewest seconds per byte saved."""
+    path = [min(options, key=lambda each: (each.seconds, each.weight_bytes))]
+    while smaller := [each for each in options if each.weight_bytes < path[-1].weight_bytes]:
+        path.append(min(smaller, key=lambda each: _price(path[-1], each)))
+    return path
+
+
+def _price(before: ConvPlan, after: ConvPlan) -> float:
+    """Seconds per byte saved."""
+    return (after.seconds - before.seconds) / (before.weight_bytes - after.weight_bytes)
 
 
 def floor_seconds(
@@ -224,11 +238,17 @@ def conv_plans(
 
 
 def _with_times(options: list[ConvPlan], times: Mapping[str, float]) -> list[ConvPlan]:
-    """The options that have been measured, with the measured times."""
-    return [
-        dataclasses.replace(each, seconds=times[each.algorithm])
+    """The options with measured times; predictions for other tiles are corrected by the median
+    ratio of measured to predicted time."""
+    ratios = [
+        times[each.algorithm] / each.seconds
         for each in options
-        if each.algorithm in times
+        if each.tiles is not None and each.algorithm in times
+    ]
+    ratio = statistics.median(ratios) if ratios else 1.0
+    return [
+        dataclasses.replace(each, seconds=times.get(each.algorithm, ratio * each.seconds))
+        for each in options
     ]
 
 

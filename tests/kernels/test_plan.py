@@ -115,10 +115,14 @@ def test_measured_times_count_instead_of_predictions():
     predicted = {each.algorithm: each.seconds for each in conv_plans(shape, CPU)}
     best = min(predicted, key=predicted.get)
     assert best != "direct"
-    measured = {shape.key(1, "cached"): {"direct": 0.5, best: 0.7}}
+    slow = predicted[best] * 10
+    measured = {shape.key(1, "cached"): {"direct": predicted[best] * 5, best: slow}}
     plan = plan_decoder(RECIPE.features, 9, CPU, measured=measured)
     choice = next(each for each in plan.convolutions if each.shape == shape)
-    assert (choice.algorithm, choice.seconds) == ("direct", 0.5)
+    assert (choice.algorithm, choice.seconds) == ("direct", predicted[best] * 5)
+    forced = plan_decoder(RECIPE.features, 9, CPU, measured=measured, algorithm="fft")
+    choice = next(each for each in forced.convolutions if each.shape == shape)
+    assert choice.seconds == pytest.approx(slow)  # others are corrected by the same ratio
 
 
 def test_no_plan_beats_the_floor():
