@@ -119,7 +119,11 @@ def main(
     """Time prompts to adapter, stage by stage, beside the published decoder's eager form."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        console.print("No GPU: CUDA graphs, the Triton kernels and GPU memory are not measured.")
+        console.print(
+            "No GPU: CUDA graphs, the Triton kernels and GPU memory are not measured. The eager "
+            "form takes minutes on a CPU: ask for it by --impl eager."
+        )
+    impl = impl or (Impl.ours if device.type == "cpu" else Impl.eager)
     texts = read_prompts(prompts)
     text_encoder, encoder_name = load_encoder(encoder.value, texts)
     profile = calibrate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -304,28 +308,29 @@ def _print(figures: dict[str, Any]) -> None:
     title = f"{figures['recipe']}, batch {figures['batch']}, {figures['dtype']}"
     table = Table("stage", "p20", "p50", "p80", title=title, box=None)
     for name, values in figures["stages_p20_p50_p80"].items():
-        table.add_row(name, *(_seconds(value) for value in values))
+        table.add_row(name, *(seconds_text(value) for value in values))
     for name, values in figures["decode_seconds"].items():
-        table.add_row(f"decode, {name}", *(_seconds(value) for value in percentiles(values)))
+        table.add_row(f"decode, {name}", *(seconds_text(value) for value in percentiles(values)))
     console.print(table)
     for name, factor in figures["speedup_over"].items():
         console.print(f"ours decodes {factor:.1f}x faster than the {name} form")
     console.print(
         f"build {figures['build_seconds']:.1f} s, prepare {figures['preparation_seconds']:.1f} s, "
-        f"first call {_seconds(figures['first_call_seconds'])}; peak memory "
+        f"first call {seconds_text(figures['first_call_seconds'])}; peak memory "
         f"{figures['peak_memory_gb']:.1f} GB; {figures['adapters_per_second']:.3g} adapters a "
-        f"second\nceiling of this plan on this machine {_seconds(figures['ceiling_seconds'])}: "
+        f"second\nceiling of this plan on this machine {seconds_text(figures['ceiling_seconds'])}: "
         f"{figures['ceiling_share']:.0%} reached; difference from eager "
         f"{figures['difference_from_eager']:.1e}"
     )
     if figures["paper_a100_seconds"] is not None:
+        here = seconds_text(figures["prompts_to_tokens_seconds"])
         console.print(
             f"the paper, one A100: {figures['paper_a100_seconds']} s, "
-            f"{figures['paper_a100_gb']} GB; here {_seconds(figures['prompts_to_tokens_seconds'])}"
+            f"{figures['paper_a100_gb']} GB; prompts to tokens here: {here}"
         )
 
 
-def _seconds(value: float) -> str:
+def seconds_text(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.1f} ms"
 
 
@@ -344,7 +349,7 @@ def markdown() -> str:
         against = row["speedup_over"].get(EAGER)
         lines.append(
             f"| {row['recipe']}, {row['batch']} | {row['device']} "
-            f"| {_seconds(row['prompts_to_tokens_seconds']) if gpu else 'see the ratio'} "
+            f"| {seconds_text(row['prompts_to_tokens_seconds']) if gpu else 'see the ratio'} "
             f"| {'' if against is None else f'{against:.1f}x faster'} "
             f"| {row['ceiling_share']:.0%} | {row['peak_memory_gb']:.1f} GB "
             f"| {row['paper_a100_seconds']} s, {row['paper_a100_gb']} GB |"

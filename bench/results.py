@@ -56,7 +56,7 @@ def latest(bench: str, *keys: str) -> list[dict[str, Any]]:
 
 
 def _git(*arguments: str) -> str:
-    return _run("git", "-C", str(RESULTS), *arguments)
+    return _run("git", "-C", str(Path(__file__).parent), *arguments)
 
 
 def _run(*command: str) -> str:

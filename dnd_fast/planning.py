@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from typing import get_args
 
@@ -102,5 +103,6 @@ def planned_memory(decoder: HyperConvDecoder, plan: DecoderPlan, batch: int = 1)
         twin.set_plan(plan)
         twin(condition)
 
-    counted = peak_bytes(set_and_run, beside=[condition, *twin.parameters()])
+    # A list would keep alive what the plan frees.
+    counted = peak_bytes(set_and_run, beside=itertools.chain([condition], twin.parameters()))
     return int(1.1 * counted) + (1 << 25)

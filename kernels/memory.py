@@ -49,9 +49,10 @@ class _Count(TorchDispatchMode):
 def peak_bytes(run: Callable[[], object], beside: Iterable[Tensor] = ()) -> int:
     """Bytes of all tensors that ``run`` creates, at the moment when they take most.
 
-    Of what existed before, ``beside`` counts until it is freed. On tensors of the device "meta"
-    nothing is computed, and the count is the same. Of what libraries allocate inside of an
-    operation only a convolution's is known: its tensors once more, in another order.
+    Of what existed before, ``beside`` (an iterator that holds nothing) counts until it is freed. On
+    tensors of the device "meta" nothing is computed, and the count is the same. Of what libraries
+    allocate inside of an operation only a convolution's is known: its tensors once more, in another
+    order.
     """
     with _Count(beside) as count:
         run()

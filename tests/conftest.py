@@ -3,6 +3,7 @@
 import copy
 import os
 import sys
+from pathlib import Path
 
 # `pytest -m interpret` is a process of its own: Triton reads this when it is first imported.
 if "interpret" in sys.argv:
@@ -10,12 +11,16 @@ if "interpret" in sys.argv:
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dnd_fast import Generator, TextEncoder
 from dnd_fast.generator import GeneratorConfig
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import ConditionSpec, DecoderSpec
+from dnd_fast.released import load_decoder
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_collection_modifyitems(items):
@@ -69,3 +74,10 @@ def shared_generator(tiny_config, encoder):
 def tiny_generator(shared_generator):
     """Untrained, for ``tiny_base``; rank 2."""
     return copy.copy(shared_generator)
+
+
+@pytest.fixture(params=["decoder_tiny_k3", "decoder_tiny_k9"])
+def golden_decoder(request):
+    tensors = load_file(GOLDEN / f"{request.param}.safetensors")
+    state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
+    return load_decoder(state), tensors

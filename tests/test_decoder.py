@@ -1,18 +1,14 @@
 """The decoder as a module; its numbers are held to the published code in test_released.py."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from dnd_fast import HyperConvDecoder, InvalidInput, load_decoder
+from dnd_fast import HyperConvDecoder, InvalidInput
 from dnd_fast.condition import LengthProjection
 from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.plan import plan_decoder
-
-GOLDEN = Path(__file__).parent / "golden"
 
 FEATURES = [(3, 5, 4), (3, 4, 6), (5, 4, 6), (5, 4, 6)]
 
@@ -21,13 +17,6 @@ FEATURES = [(3, 5, 4), (3, 4, 6), (5, 4, 6), (5, 4, 6)]
 def decoder():
     torch.manual_seed(0)
     return HyperConvDecoder(FEATURES, 3)
-
-
-@pytest.fixture(params=["decoder_tiny_k3", "decoder_tiny_k9"])
-def golden_decoder(request):
-    tensors = load_file(GOLDEN / f"{request.param}.safetensors")
-    state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
-    return load_decoder(state), tensors
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

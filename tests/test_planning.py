@@ -71,6 +71,15 @@ def test_says_what_stays_direct_for_memory(caplog):
         plan_for(decoder, weights="fp8")
 
 
+def test_raw_weights_that_are_replaced_do_not_count_twice():
+    """Once a list of them kept them alive while memory was counted."""
+    decoder = HyperConvDecoder(FEATURES, 9).requires_grad_(False)
+    plan = plan_for(decoder)
+    raw = sum(parameter.nbytes for parameter in decoder.parameters())
+    counted = (planned_memory(decoder, plan) - (1 << 25)) / 1.1
+    assert plan.weight_bytes < counted < plan.weight_bytes + raw
+
+
 def test_16_bit_decoders_keep_float16_weights():
     torch.manual_seed(0)
     decoder = HyperConvDecoder([(8, 32, 32), (8, 32, 32), (6, 16, 24)], 5).requires_grad_(False)

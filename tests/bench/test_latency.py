@@ -1,0 +1,112 @@
+"""The latency benchmark: that baselines are what they say, and that it refuses wrong figures."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dnd_fast import HyperConvDecoder
+from dnd_fast.bench import decoder as decoder_bench
+from dnd_fast.bench import latency
+from dnd_fast.bench.encoder import load_encoder
+from dnd_fast.kernels.device import PROFILES
+from dnd_fast.kernels.plan import plan_decoder
+
+
+@pytest.fixture
+def app():
+    import typer
+
+    app = typer.Typer()
+    app.command()(latency.main)
+    return app
+
+
+@pytest.fixture(autouse=True)
+def no_calibration(monkeypatch):
+    for module in ("dnd_fast.bench.latency", "dnd_fast.planning"):
+        monkeypatch.setattr(f"{module}.calibrate", lambda *args, **kwargs: PROFILES["cpu"])
+
+
+def test_from_prompts_to_adapter(app, tmp_path):
+    """The demo's recipe, every variant; figures add up and name their machine."""
+    file = tmp_path / "latency.json"
+    command = ["--recipe", "demo", "--impl", "all", "--rounds", "2", "--noisy"]
+    command += ["--encoder", "random", "--json", str(file), "--batch", "2"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    (figures,) = json.loads(file.read_text())
+    assert json.loads(result.output.splitlines()[-1]) == figures
+    assert figures["device"]
+    assert figures["batch"] == 2
+    assert figures["encoder"] == "random weights"
+    assert set(figures["decode_seconds"]) == {"ours", "eager", "compiled"}
+    assert set(figures["stages_p20_p50_p80"]) == {
+        "tokenize",
+        "encode",
+        "decode",
+        "detokenize",
+        "save",
+    }
+    assert 0 < figures["difference_from_eager"] < latency.AGREEMENT
+    assert figures["adapters_per_second"] == pytest.approx(2 / figures["prompts_to_tokens_seconds"])
+    assert figures["paper_a100_seconds"] is None
+    assert "No GPU" in result.output
+
+
+def test_the_eager_form_is_the_published_one(golden_decoder):
+    """Against the published code's numbers; bfloat16 costs what bfloat16 costs."""
+    decoder, tensors = golden_decoder
+    with torch.no_grad():
+        found = latency.published(decoder, tensors["input"])
+    error = (found - tensors["output"]).norm() / tensors["output"].norm()
+    assert 1e-4 < error < 0.03
+
+
+def test_no_figures_on_a_wrong_result(monkeypatch):
+    plan = plan_decoder([(6, 8, 8), (8, 6, 8)], 5, PROFILES["cpu"], algorithm="fft")
+    device = torch.device("cpu")
+    assert decoder_bench.require_exact(plan, device) < 1e-5
+    wrong = decoder_bench.fft_conv2d
+    monkeypatch.setattr(decoder_bench, "fft_conv2d", lambda *args: wrong(*args) * 1.001)
+    with pytest.raises(SystemExit, match="no figures on a wrong result"):
+        decoder_bench.require_exact(plan, device)
+
+
+def test_a_decoder_that_disagrees_is_refused(app, monkeypatch):
+    original = HyperConvDecoder.forward
+    monkeypatch.setattr(
+        HyperConvDecoder,
+        "forward",
+        lambda self, x: original(self, x) * (1.2 if self.impl == "auto" else 1.0),
+    )
+    command = ["--recipe", "demo", "--rounds", "2", "--noisy", "--encoder", "random"]
+    command += ["--impl", "eager"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert "ours differs from the eager form" in str(result.exception) + result.output
+
+
+def test_an_unsteady_machine_is_refused(app, monkeypatch):
+    monkeypatch.setattr(latency, "spread", lambda values: 0.5)
+    command = ["--recipe", "demo", "--rounds", "2", "--impl", "ours", "--encoder", "random"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert "spread over 50%" in str(result.exception) + result.output
+
+
+def test_random_encoder_has_the_right_shape():
+    encoder, name = load_encoder("random", ["one prompt", "another prompt, longer"])
+    assert name == "random weights"
+    assert encoder.width == 384
+    hidden = encoder.encode(["one prompt", "never seen"], 7)
+    assert hidden.shape == (2, 7, 384)
+    assert hidden.isfinite().all()
+    packaged, name = load_encoder("auto", [])
+    assert packaged.width == 384
+    assert name == "all-MiniLM-L6-v2"
+
+
+def test_percentiles():
+    assert latency.percentiles([float(value) for value in range(11)]) == [2.0, 5.0, 8.0]
