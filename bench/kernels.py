@@ -131,14 +131,14 @@ def operations(
         triton_conv.input_matrix(plan, dtype, device),
         triton_conv.output_matrix(plan, dtype, device),
     )
-    inputs, kept = triton_conv.input_tiling(plan), triton_conv.kept_tiling(plan)
+    inputs, kept = triton_conv.input_tiling(plan), triton_conv.output_tiling(plan)
     root = math.sqrt(plan.points)
     positions = inputs.size_h * inputs.size_w, kept.size_h * kept.size_w
     bound = torch.ones((), device=device)
     yield Operation(
         shape.name,
         "analyze",
-        lambda: analyze(x, into, inputs, signal, bound=bound, sqrt_points=root),
+        lambda: analyze(x, into, inputs, signal, planes=3, bound=bound, sqrt_points=root),
         2.0 * positions[0] * bins * tiles * c_in,
         float(x.nbytes + signal.nbytes),
     )

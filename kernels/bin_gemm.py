@@ -187,7 +187,7 @@ class BinGemmConfig(Config):
 
 
 SINGLE = BinGemmConfig(block_m=64, block_n=64, block_k=16, num_warps=8, num_stages=2)
-GRADIENT = Config(block_m=64, block_n=128, block_k=32, num_warps=8, num_stages=4)
+GRADIENT = Config(block_m=64, block_n=128, block_k=64, num_warps=8, num_stages=3)
 
 
 def default_config(x: Tensor, weight: Tensor, capability: int) -> BinGemmConfig:

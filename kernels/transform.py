@@ -1,21 +1,26 @@
-"""Transforms of 2-D tiles as single matrix products, gathered from and scattered to strided views.
+"""Transforms of 2-D tiles as matrix products, gathered from and scattered to strided views.
 
-A linear transform of a small window, such as a 2-D DFT, is one dense matrix. Both ways it is the
-operand of a matrix product whose other operand, or result, is a strided image:
+A 2-D DFT of a window of P positions is one dense matrix. With the origin in the window's centre its
+rows for real parts are even and those for imaginary parts odd, so that windows are folded, position
+p onto P - 1 - p, and half the arithmetic is left. With K = P / 2, rounded up, positions k < K and
+bins f,
 
-    analyze:     X[R, (t, c)] = M[R, (i, j)] @ window[(i, j), (t, c)]
-    synthesize:  tile[(i, j), (t, c)] = E[(i, j), K] @ Y[K, (t, c)]
+    analyze:     Re X[f, (t, c)] = sum over k of M[0, f, k] (x[k, (t, c)] + x[P - 1 - k, (t, c)])
+                 Im X[f, (t, c)] = sum over k of M[1, f, k] (x[k, (t, c)] - x[P - 1 - k, (t, c)])
+    synthesize:  x[k, (t, c)] = even + odd and x[P - 1 - k, (t, c)] = even - odd, where
+                 even = sum over f of E[0, k, f] Re Y[f, (t, c)], odd = the same of E[1] and Im Y
 
-for positions (i, j) of a tile t and channels c, innermost. Tiles are ordered (t1, t2, b) along
-height, width and batch. What the rows mean (planes of bins, units, positions in a DFT's window)
-is the matrix's business alone.
+for tiles t, whose positions are ordered (i, j), and channels c, innermost. Tiles are ordered
+(t1, t2, b) along height, width and batch. Which bins there are and in which units is the matrices'
+business alone.
 
 On load, LayerNorm may be applied; before the store, an epilogue. In float16 a power of two keeps
 everything in range: s = 2^floor(log2(2^14 / (bound sqrt_points))) multiplies x, whose magnitude is
-at most ``bound``, in analyze, and 1 / s the result of synthesize; ``bound`` stays on the device.
+at most ``bound``, in analyze, and 1 / s the result of synthesize; ``bound`` stays on the device. A
+folded window is at most twice as large as x, for which there is room.
 
-Bytes moved, of E bytes an element: E (image + R T C); overlapping windows and the matrix, which is
-read by every block of columns, come from the caches.
+Bytes moved, of E bytes an element: E (image + F T C planes); overlapping windows and the matrices,
+which are read by every block of columns, come from the caches.
 """
 
 # mypy: disable-error-code="import-untyped, no-untyped-def"
@@ -103,8 +108,9 @@ def known_multiple(x, ALIGN: tl.constexpr):
 
 @triton.jit
 def _offsets(o_b, o_c, o_h, o_w, o_i, o_j, stride_b, stride_c, stride_h, stride_w):
-    """Of positions (i, j) of tiles that begin at (h, w): one sum of two vectors."""
-    o_tile = o_b * stride_b + o_c * stride_c + o_h * stride_h + o_w * stride_w
+    """Of positions (i, j) of tiles that begin at (h, w), in 64 bits: one sum of two vectors."""
+    o_tile = o_b.to(tl.int64) * stride_b + o_c.to(tl.int64) * stride_c
+    o_tile += o_h.to(tl.int64) * stride_h + o_w.to(tl.int64) * stride_w
     return o_tile + (o_i * stride_h + o_j * stride_w)
 
 
@@ -122,14 +128,13 @@ def _analyze_kernel(
     stride_xc,
     stride_xh,
     stride_xw,
-    stride_mr,
     stride_sb,
     stride_sh,
     stride_sw,
     stride_gc,
     stride_gh,
     stride_gw,
-    rows,
+    bins,
     inner,
     batch,
     channels,
@@ -142,6 +147,7 @@ def _analyze_kernel(
     before_h,
     before_w,
     sqrt_points,
+    PLANES: tl.constexpr,
     SIZE_H: tl.constexpr,
     SIZE_W: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -153,55 +159,65 @@ def _analyze_kernel(
     # What is contiguous in memory is the block's last dimension: columns (channels) or positions.
     COLUMN: tl.constexpr = 0 if CHANNELS_LAST else 1
     POSITION: tl.constexpr = 1 - COLUMN
-    CONVERT: tl.constexpr = (
-        mean_ptr is not None or x_ptr.dtype.element_ty != matrix_ptr.dtype.element_ty
-    )
+    LAST: tl.constexpr = SIZE_H * SIZE_W - 1
+    FOLDED: tl.constexpr = LAST // 2 + 1
     channels, columns = known_multiple(channels, ALIGN), known_multiple(columns, ALIGN)
     if CHANNELS_LAST:
         stride_xb = known_multiple(stride_xb, ALIGN)
         stride_xh = known_multiple(stride_xh, ALIGN)
         stride_xw = known_multiple(stride_xw, ALIGN)
-    # Blocks of rows are neighbours: they read the same windows.
-    blocks_m = tl.cdiv(rows, BLOCK_M)
-    o_m = tl.program_id(0) % blocks_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_n = tl.program_id(0) // blocks_m * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Blocks of bins, of the real part and then of the imaginary one, are neighbours: they read the
+    # same windows.
+    blocks_f = tl.cdiv(bins, BLOCK_M)
+    i_part = tl.program_id(0) // blocks_f % 2
+    o_f = tl.program_id(0) % blocks_f * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_n = tl.program_id(0) // (2 * blocks_f) * BLOCK_N + tl.arange(0, BLOCK_N)
     o_tile = tl.expand_dims(o_n // channels, COLUMN)
-    o_c = tl.expand_dims(o_n % channels, COLUMN).to(tl.int64)
-    o_b = (o_tile % batch).to(tl.int64)
-    o_h = (o_tile // (batch * tiles_w) * step_h - before_h).to(tl.int64)
-    o_w = (o_tile // batch % tiles_w * step_w - before_w).to(tl.int64)
+    o_c = tl.expand_dims(o_n % channels, COLUMN)
+    o_b = o_tile % batch
+    o_h = o_tile // (batch * tiles_w) * step_h - before_h
+    o_w = o_tile // batch % tiles_w * step_w - before_w
     m_n = tl.expand_dims(o_n < columns, COLUMN)
-    p_m = matrix_ptr + o_m[:, None] * stride_mr
+    p_m = matrix_ptr + (i_part * bins + o_f)[:, None] * inner
 
-    scale = range_scale(bound_ptr, sqrt_points)
+    scale, sign = range_scale(bound_ptr, sqrt_points), 1.0 - 2.0 * i_part
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for i_k in range(0, inner, BLOCK_K):
         o_k = i_k + tl.arange(0, BLOCK_K)
-        m_m = (o_m < rows)[:, None] & (o_k < inner)[None, :]
+        m_m = (o_f < bins)[:, None] & (o_k < inner)[None, :]
         b_m = tl.load(p_m + o_k[None, :], mask=m_m, other=0.0)  # [M, K]
-        o_i = tl.expand_dims(o_k // SIZE_W, POSITION)
-        o_j = tl.expand_dims(o_k % SIZE_W, POSITION)
-        o_y, o_x = o_h + o_i, o_w + o_j
-        m_x = m_n & (o_i < SIZE_H) & (o_y >= 0) & (o_y < height) & (o_x >= 0) & (o_x < width)
-        p_x = x_ptr + _offsets(
-            o_b, o_c, o_h, o_w, o_i, o_j, stride_xb, stride_xc, stride_xh, stride_xw
-        )
-        b_x = tl.load(p_x, mask=m_x, other=0.0)
-        if mean_ptr is not None:
-            o_stats = _offsets(o_b, o_c, o_h, o_w, o_i, o_j, stride_sb, 0, stride_sh, stride_sw)
-            o_affine = _offsets(o_b, o_c, o_h, o_w, o_i, o_j, 0, stride_gc, stride_gh, stride_gw)
-            b_x = layer_norm_on_load(
-                b_x, m_x, mean_ptr, rstd_ptr, gamma_ptr, beta_ptr, o_stats, o_affine
+        b_fold = 0.0
+        for MIRRORED in tl.static_range(2):
+            o_p = LAST - o_k if MIRRORED else o_k
+            o_i = tl.expand_dims(o_p // SIZE_W, POSITION)
+            o_j = tl.expand_dims(o_p % SIZE_W, POSITION)
+            o_y, o_x = o_h + o_i, o_w + o_j
+            m_x = m_n & tl.expand_dims(o_k < FOLDED, POSITION)
+            m_x &= (o_y >= 0) & (o_y < height) & (o_x >= 0) & (o_x < width)
+            p_x = x_ptr + _offsets(
+                o_b, o_c, o_h, o_w, o_i, o_j, stride_xb, stride_xc, stride_xh, stride_xw
             )
-        if CONVERT:
-            b_x = (b_x.to(tl.float32) * scale).to(b_m.dtype)
-        b_x = b_x if CHANNELS_LAST else tl.trans(b_x)  # [K, N]
-        acc = tl.dot(b_m, b_x, acc, input_precision="ieee")  # [M, N]
-    if not CONVERT:  # x is in range as it is, and goes from memory to the product untouched
-        acc *= scale
-    p_out = out_ptr + o_m.to(tl.int64)[:, None] * columns + o_n[None, :]
-    m_out = (o_m < rows)[:, None] & (o_n < columns)[None, :]
-    tl.store(p_out, acc.to(out_ptr.dtype.element_ty), mask=m_out)
+            b_x = tl.load(p_x, mask=m_x, other=0.0).to(tl.float32)
+            if mean_ptr is not None:
+                o_stats = _offsets(o_b, o_c, o_h, o_w, o_i, o_j, stride_sb, 0, stride_sh, stride_sw)
+                o_affine = _offsets(
+                    o_b, o_c, o_h, o_w, o_i, o_j, 0, stride_gc, stride_gh, stride_gw
+                )
+                b_x = layer_norm_on_load(
+                    b_x, m_x, mean_ptr, rstd_ptr, gamma_ptr, beta_ptr, o_stats, o_affine
+                )
+            b_fold += sign * b_x if MIRRORED else b_x
+        b_fold = (b_fold * scale).to(b_m.dtype)
+        b_fold = b_fold if CHANNELS_LAST else tl.trans(b_fold)  # [K, N]
+        acc = tl.dot(b_m, b_fold, acc, input_precision="ieee")  # [M, N]
+    o_row = o_f.to(tl.int64) * PLANES + (PLANES - 2 + i_part)
+    p_out = out_ptr + o_row[:, None] * columns + o_n[None, :]
+    m_out = (o_f < bins)[:, None] & (o_n < columns)[None, :]
+    b_out = acc.to(out_ptr.dtype.element_ty)
+    tl.store(p_out, b_out, mask=m_out)
+    if PLANES == 3:  # the imaginary part once more, negated
+        p_out = out_ptr + (o_row - 2)[:, None] * columns + o_n[None, :]
+        tl.store(p_out, -b_out, mask=m_out & (i_part == 1))
 
 
 @triton.jit
@@ -213,7 +229,6 @@ def _synthesize_kernel(
     bias_ptr,
     other_ptr,
     amax_ptr,
-    stride_mr,
     stride_ob,
     stride_oc,
     stride_oh,
@@ -225,8 +240,8 @@ def _synthesize_kernel(
     stride_rc,
     stride_rh,
     stride_rw,
+    bins,
     inner,
-    y_rows,
     batch,
     channels,
     height,
@@ -247,51 +262,63 @@ def _synthesize_kernel(
     BLOCK_K: tl.constexpr,
 ):
     COLUMN: tl.constexpr = 0 if CHANNELS_LAST else 1
+    LAST: tl.constexpr = SIZE_H * SIZE_W - 1
+    FOLDED: tl.constexpr = LAST // 2 + 1
     channels, columns = known_multiple(channels, ALIGN), known_multiple(columns, ALIGN)
     if CHANNELS_LAST:
         stride_ob = known_multiple(stride_ob, ALIGN)
         stride_oh = known_multiple(stride_oh, ALIGN)
         stride_ow = known_multiple(stride_ow, ALIGN)
     # Blocks of positions are neighbours: they read the same columns.
-    blocks_m = tl.cdiv(SIZE_H * SIZE_W, BLOCK_M)
+    blocks_m = tl.cdiv(FOLDED, BLOCK_M)
     o_m = tl.program_id(0) % blocks_m * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = tl.program_id(0) // blocks_m * BLOCK_N + tl.arange(0, BLOCK_N)
     o_k = tl.arange(0, BLOCK_K)
-    p_m = matrix_ptr + o_m[:, None] * stride_mr + o_k[None, :]
-    p_y = y_ptr + o_k.to(tl.int64)[:, None] * columns + o_n[None, :]
-    m_m, m_n = (o_m < SIZE_H * SIZE_W)[:, None], (o_n < columns)[None, :]
+    p_m = matrix_ptr + o_m[:, None] * inner + o_k[None, :]
+    m_m, m_n = (o_m < FOLDED)[:, None], (o_n < columns)[None, :]
 
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    even = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    odd = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for i_k in range(0, inner, BLOCK_K):
         # Two bounds: the matrix's own, a multiple of 16, leaves its loads wide.
-        m_k, m_y = i_k + o_k < inner, i_k + o_k < y_rows
-        b_m = tl.load(p_m + i_k, mask=m_m & m_k[None, :], other=0.0)  # [M, K]
-        b_y = tl.load(p_y, mask=m_y[:, None] & m_n, other=0.0)  # [K, N]
-        acc = tl.dot(b_m, b_y, acc, input_precision="ieee")  # [M, N]
-        p_y += BLOCK_K * columns.to(tl.int64)
+        m_k, m_y = i_k + o_k < inner, i_k + o_k < bins
+        m_k, m_y = m_m & m_k[None, :], m_y[:, None] & m_n
+        o_row = (i_k + o_k).to(tl.int64)[:, None] * 2
+        b_m = tl.load(p_m + i_k, mask=m_k, other=0.0)  # [M, K]
+        b_y = tl.load(y_ptr + o_row * columns + o_n[None, :], mask=m_y, other=0.0)  # [K, N]
+        even = tl.dot(b_m, b_y, even, input_precision="ieee")  # [M, N]
+        b_m = tl.load(p_m + (FOLDED * inner + i_k), mask=m_k, other=0.0)  # [M, K]
+        b_y = tl.load(y_ptr + (o_row + 1) * columns + o_n[None, :], mask=m_y, other=0.0)  # [K, N]
+        odd = tl.dot(b_m, b_y, odd, input_precision="ieee")  # [M, N]
 
-    y = acc * (gain / range_scale(bound_ptr, sqrt_points))
-    y = y if CHANNELS_LAST else tl.trans(y)
-    o_i = tl.expand_dims(o_m // SIZE_W, 1 - COLUMN)
-    o_j = tl.expand_dims(o_m % SIZE_W, 1 - COLUMN)
+    factor = gain / range_scale(bound_ptr, sqrt_points)
     o_tile = tl.expand_dims(o_n // channels, COLUMN)
-    o_c = tl.expand_dims(o_n % channels, COLUMN).to(tl.int64)
-    o_b = (o_tile % batch).to(tl.int64)
-    o_h = (o_tile // (batch * tiles_w) * step_h).to(tl.int64)
-    o_w = (o_tile // batch % tiles_w * step_w).to(tl.int64)
-    m_out = (o_i < SIZE_H) & (o_h + o_i < height) & (o_w + o_j < width)
-    epilogue_store(
-        y,
-        m_out & tl.expand_dims(o_n < columns, COLUMN),
-        out_ptr,
-        _offsets(o_b, o_c, o_h, o_w, o_i, o_j, stride_ob, stride_oc, stride_oh, stride_ow),
-        bias_ptr,
-        _offsets(o_b, o_c, o_h, o_w, o_i, o_j, 0, stride_bc, stride_bh, stride_bw),
-        other_ptr,
-        _offsets(o_b, o_c, o_h, o_w, o_i, o_j, stride_rb, stride_rc, stride_rh, stride_rw),
-        amax_ptr,
-        EPILOGUE,
-    )
+    o_c = tl.expand_dims(o_n % channels, COLUMN)
+    o_b = o_tile % batch
+    o_h = o_tile // (batch * tiles_w) * step_h
+    o_w = o_tile // batch % tiles_w * step_w
+    m_n = tl.expand_dims(o_n < columns, COLUMN)
+    for MIRRORED in tl.static_range(2):
+        y = (even - odd if MIRRORED else even + odd) * factor
+        y = y if CHANNELS_LAST else tl.trans(y)
+        # The centre of an odd number of positions is its own mirror image: stored once.
+        m_p = o_m < (LAST + 1) // 2 if MIRRORED else o_m < FOLDED
+        o_p = LAST - o_m if MIRRORED else o_m
+        o_i = tl.expand_dims(o_p // SIZE_W, 1 - COLUMN)
+        o_j = tl.expand_dims(o_p % SIZE_W, 1 - COLUMN)
+        m_out = m_n & tl.expand_dims(m_p, 1 - COLUMN)
+        epilogue_store(
+            y,
+            m_out & (o_h + o_i < height) & (o_w + o_j < width),
+            out_ptr,
+            _offsets(o_b, o_c, o_h, o_w, o_i, o_j, stride_ob, stride_oc, stride_oh, stride_ow),
+            bias_ptr,
+            _offsets(o_b, o_c, o_h, o_w, o_i, o_j, 0, stride_bc, stride_bh, stride_bw),
+            other_ptr,
+            _offsets(o_b, o_c, o_h, o_w, o_i, o_j, stride_rb, stride_rc, stride_rh, stride_rw),
+            amax_ptr,
+            EPILOGUE,
+        )
 
 
 @dataclass(frozen=True)
@@ -305,12 +332,12 @@ class Config:
     num_stages: int
 
 
-HALF = Config(block_m=128, block_n=128, block_k=32, num_warps=8, num_stages=4)
-# An epilogue holds addresses of three operands.
-SCATTERED = Config(block_m=128, block_n=64, block_k=32, num_warps=8, num_stages=4)
-# LayerNorm brings four more loads an element, which a deep pipeline has no shared memory for.
+HALF = Config(block_m=128, block_n=64, block_k=32, num_warps=8, num_stages=4)
+# LayerNorm brings eight more loads an element, which a deep pipeline has no shared memory for.
 NORMED = Config(block_m=128, block_n=64, block_k=32, num_warps=8, num_stages=2)
-SINGLE = Config(block_m=64, block_n=64, block_k=16, num_warps=8, num_stages=2)
+# Two accumulators, and an epilogue that holds addresses of three operands.
+SCATTERED = Config(block_m=64, block_n=64, block_k=32, num_warps=8, num_stages=4)
+SINGLE = Config(block_m=64, block_n=32, block_k=16, num_warps=4, num_stages=2)
 
 
 @dataclass(frozen=True)
@@ -332,6 +359,11 @@ class Tiling:
     def columns(self, image: Tensor) -> int:
         """(t, c) of an image ``[B, C, H, W]``."""
         return self.tiles_h * self.tiles_w * image.shape[0] * image.shape[1]
+
+    @property
+    def folded(self) -> int:
+        """Positions of a folded tile: half of them, rounded up."""
+        return (self.size_h * self.size_w + 1) // 2
 
 
 @dataclass(frozen=True)
@@ -432,6 +464,7 @@ def analyze(
     tiling: Tiling,
     out: Tensor,
     *,
+    planes: int = 2,
     norm: LayerNorm | None = None,
     bound: Tensor | None = None,
     sqrt_points: float = 1.0,
@@ -441,14 +474,17 @@ def analyze(
 
     Args:
         x: ``[B, C, H, W]``, any strides; float16, bfloat16 or float32. Zero outside.
-        matrix: ``[R, K]``, last stride 1, K at least the positions of a tile, which are ordered
-            (i, j); columns beyond those meet zeros. float16 for 16-bit x, else x's dtype. Fastest
-            where its rows are a multiple of 16 elements apart.
+        matrix: ``[2, F, K]``, contiguous, M of the module's docstring, as ``dft.folded_analysis``
+            makes it; columns beyond half the positions of a tile meet zeros. float16 for 16-bit x,
+            else x's dtype. Fastest where K is a multiple of 16.
         tiling: of x.
-        out: ``[R, T C]``, contiguous, or any shape with as many elements; T = tiles times B.
+        out: ``[F, planes, T, C]``, contiguous, or any shape with as many elements; T = tiles
+            times B.
+        planes: 2 for (re, im); 3 for (-im, re, im).
         norm: applied to x.
         bound: ``[]`` or ``[1]`` float32, at least the largest magnitude of (normalised) x.
-        sqrt_points: how many times larger than x's the largest magnitude of ``out`` can be.
+        sqrt_points: how many times larger than x's the largest magnitude of ``out`` can be, or
+            more; at least 1.
         config: by default one for the matrix's dtype and the norm.
 
     Raises:
@@ -456,17 +492,19 @@ def analyze(
     """
     require_gpu(x, matrix, out)
     batch, channels, height, width = x.shape
-    (rows, inner), columns = matrix.shape, tiling.columns(x)
-    if inner < tiling.size_h * tiling.size_w or matrix.stride(1) != 1:
+    columns = tiling.columns(x)
+    if matrix.ndim != 3 or len(matrix) != 2 or matrix.shape[2] < tiling.folded:
         raise ValueError(
-            f"the matrix has shape {list(matrix.shape)} and strides {list(matrix.stride())}; "
-            f"expected a last stride of 1 and {tiling.size_h * tiling.size_w} columns or more."
+            f"the matrix has shape {list(matrix.shape)}; expected [2, bins, {tiling.folded} or "
+            "more]."
         )
-    _check_flat("out", out, rows * columns)
+    _, bins, inner = matrix.shape
+    _check_flat("the matrix", matrix, 2 * bins * inner)
+    _check_flat("out", out, bins * planes * columns)
     if config is None:
         config = SINGLE if matrix.dtype == torch.float32 else NORMED if norm else HALF
     stats, affine = (norm.stats_strides, norm.affine_strides) if norm else ((0,) * 4, (0,) * 4)
-    blocks = triton.cdiv(rows, config.block_m) * triton.cdiv(columns, config.block_n)
+    blocks = 2 * triton.cdiv(bins, config.block_m) * triton.cdiv(columns, config.block_n)
     if blocks == 0:
         return
     _analyze_kernel[(blocks,)](
@@ -482,14 +520,13 @@ def analyze(
         stride_xc=x.stride(1),
         stride_xh=x.stride(2),
         stride_xw=x.stride(3),
-        stride_mr=matrix.stride(0),
         stride_sb=stats[0],
         stride_sh=stats[2],
         stride_sw=stats[3],
         stride_gc=affine[1],
         stride_gh=affine[2],
         stride_gw=affine[3],
-        rows=rows,
+        bins=bins,
         inner=inner,
         batch=batch,
         channels=channels,
@@ -502,6 +539,7 @@ def analyze(
         before_h=tiling.before_h,
         before_w=tiling.before_w,
         sqrt_points=sqrt_points,
+        PLANES=planes,
         SIZE_H=tiling.size_h,
         SIZE_W=tiling.size_w,
         CHANNELS_LAST=x.stride(1) == 1,
@@ -539,9 +577,10 @@ def synthesize(
     * ``"bias_residual"``: y + bias + other, the latter where given.
 
     Args:
-        y: ``[K, T C]``, contiguous, or any shape with as many elements; of the matrix's dtype.
-        matrix: ``[R, K']``, last stride 1, R the positions of a tile, ordered (i, j), K' at least
-            K. Fastest where its rows are a multiple of 16 elements apart.
+        y: ``[F, 2, T, C]``, contiguous, or any shape with as many elements; of the matrix's dtype.
+        matrix: ``[2, K, F']``, contiguous, E of the module's docstring, as ``dft.folded_synthesis``
+            makes it; F' at least F, and columns beyond F meet zeros. Fastest where F' is a multiple
+            of 16.
         tiling: of ``out``, with ``before`` 0.
         out: ``[B, C, H, W]``, any strides, any float dtype up to float32.
         bound, sqrt_points: as given to :func:`analyze` for the signal that y was computed from.
@@ -558,23 +597,24 @@ def synthesize(
     """
     require_gpu(y, matrix, out)
     batch, channels, height, width = out.shape
-    (rows, inner), columns = matrix.shape, tiling.columns(out)
-    if rows != tiling.size_h * tiling.size_w or matrix.stride(1) != 1:
+    columns = tiling.columns(out)
+    if matrix.ndim != 3 or matrix.shape[:2] != (2, tiling.folded):
         raise ValueError(
-            f"the matrix has shape {list(matrix.shape)} and strides {list(matrix.stride())}; "
-            f"expected a last stride of 1 and {tiling.size_h * tiling.size_w} rows."
+            f"the matrix has shape {list(matrix.shape)}; expected [2, {tiling.folded}, bins or "
+            "more]."
         )
     if y.dtype != matrix.dtype:
         raise ValueError(f"y is {y.dtype} and the matrix {matrix.dtype}; expected the same dtype.")
-    y_rows = y.numel() // max(1, columns)
-    if y_rows > inner:
-        raise ValueError(f"y has {y_rows} rows, the matrix only {inner} columns.")
-    _check_flat("y", y, y_rows * columns)
+    bins, inner = y.numel() // max(1, 2 * columns), matrix.shape[2]
+    if bins > inner:
+        raise ValueError(f"y has {bins} bins, the matrix only {inner} columns.")
+    _check_flat("the matrix", matrix, 2 * tiling.folded * inner)
+    _check_flat("y", y, 2 * bins * columns)
     require_operands(epilogue, tuple(out.shape), bias, other)
     config = config or (SINGLE if matrix.dtype == torch.float32 else SCATTERED)
     bias_strides = (0, 0, 0) if bias is None else (*bias.stride(), 0, 0)[:3]
     other_strides = (0, 0, 0, 0) if other is None else other.stride()
-    blocks = triton.cdiv(rows, config.block_m) * triton.cdiv(columns, config.block_n)
+    blocks = triton.cdiv(tiling.folded, config.block_m) * triton.cdiv(columns, config.block_n)
     if blocks == 0:
         return
     _synthesize_kernel[(blocks,)](
@@ -585,7 +625,6 @@ def synthesize(
         bias_ptr=bias,
         other_ptr=other,
         amax_ptr=amax,
-        stride_mr=matrix.stride(0),
         stride_ob=out.stride(0),
         stride_oc=out.stride(1),
         stride_oh=out.stride(2),
@@ -597,8 +636,8 @@ def synthesize(
         stride_rc=other_strides[1],
         stride_rh=other_strides[2],
         stride_rw=other_strides[3],
+        bins=bins,
         inner=inner,
-        y_rows=y_rows,
         batch=batch,
         channels=channels,
         height=height,

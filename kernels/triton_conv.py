@@ -1,8 +1,8 @@
 """The transform-domain convolution on the Triton kernels: forward, dX and dW.
 
-The same steps and layouts as :mod:`dnd_fast.kernels.fft_conv`, with every 2-D DFT as one dense
-matrix product (:mod:`dnd_fast.kernels.transform`), which loads windows from the image as it lies in
-memory and writes results back with an epilogue:
+The same steps and layouts as :mod:`dnd_fast.kernels.fft_conv`, with every 2-D DFT as one matrix
+product with folded windows (:mod:`dnd_fast.kernels.transform`), which are loaded from the image as
+it lies in memory; results are written back with an epilogue:
 
     x --analyze--> X [F, 3, T, C] --bin_gemm--> Y [F, 2, T, C'] --synthesize--> out
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from dnd_fast.kernels.bin_gemm import bin_gemm, bin_gemm_weight_gradient
-from dnd_fast.kernels.dft import dense_analysis, dense_synthesis
+from dnd_fast.kernels.dft import folded_analysis, folded_synthesis
 from dnd_fast.kernels.tiles import Cut, FFTConvPlan
 from dnd_fast.kernels.transform import LayerNorm, Tiling, analyze, synthesize
 from dnd_fast.kernels.transformed_weight import (
@@ -105,6 +105,16 @@ class PackedWeight:
         return self.weight.values.shape[2]
 
 
+def input_tiling(plan: FFTConvPlan) -> Tiling:
+    """The windows that outputs are computed from."""
+    return _tiling(plan.height.inputs, plan.width.inputs, plan)
+
+
+def output_tiling(plan: FFTConvPlan) -> Tiling:
+    """The outputs of each tile."""
+    return _tiling(plan.height.kept, plan.width.kept, plan)
+
+
 def convolve(
     x: Tensor,
     packed: PackedWeight,
@@ -138,13 +148,13 @@ def convolve(
         weight = transform_weight(weight, plan, values, packed.bound)
     signal = workspace.take("signal", (plan.bins, 3, tiles, x.shape[1]), x, dtype)
     product = workspace.take("product", (plan.bins, 2, tiles, out.shape[1]), x, dtype)
-    into, back = _input_matrix(plan, dtype, x.device), _output_matrix(plan, dtype, x.device)
+    into, back = input_matrix(plan, dtype, x.device), output_matrix(plan, dtype, x.device)
     scaling = {"bound": bound, "sqrt_points": math.sqrt(plan.points)}
-    analyze(x, into, _inputs(plan), signal, norm=norm, **scaling)
+    analyze(x, into, input_tiling(plan), signal, planes=3, norm=norm, **scaling)
     scale = None if weight.values.dtype != torch.int8 else weight.scale
     scale = None if scale is None else scale[:, 0]
     bin_gemm(signal, weight.values, product, scale=scale, gain=packed.gain)
-    synthesize(product, back, _kept(plan), out, gain=packed.ungain, **scaling, **epilogue)
+    synthesize(product, back, output_tiling(plan), out, gain=packed.ungain, **scaling, **epilogue)
 
 
 def conv2d(
@@ -171,7 +181,7 @@ def transform_weight(
     ``bound``, if any, must be a power of two, so that kernel and host agree on the factor.
     """
     kernel = plan.kernel
-    matrix = dense_analysis(plan, plan.taps, False, 2, out.dtype, weight.device)
+    matrix = folded_analysis(plan, plan.taps, False, out.dtype, weight.device)
     analyze(weight, matrix, Tiling(1, 0, 0, kernel, 1, 0, 0, kernel), out, bound=bound)
     return TransformedWeight(out)
 
@@ -185,27 +195,27 @@ def weight_gradient(
     part = torch.empty_like(gradient)
     bins = x.new_empty(plan.bins, 2, dy.shape[1], x.shape[1], dtype=torch.float32)
     positions = plan.width.kept.positions, plan.height.kept.positions
-    into_dy = dense_analysis(plan, positions, True, 2, dtype, device)
-    into_x, taps = (
-        _input_matrix(plan, dtype, device),
-        dense_synthesis(plan, plan.taps, False, torch.float32, device),
-    )
+    into_dy = folded_analysis(plan, positions, True, dtype, device)
+    into_x = input_matrix(plan, dtype, device)
+    taps = folded_synthesis(plan, plan.taps, False, torch.float32, device)
     workspace = Workspace()
 
-    def signal(name: str, image: Tensor, matrix: Tensor, tiling: Tiling) -> tuple[Tensor, Any]:
+    def signal(
+        name: str, image: Tensor, matrix: Tensor, tiling: Tiling, planes: int
+    ) -> tuple[Tensor, Any]:
         """Planes, and what they were multiplied by."""
-        tiles, planes = plan.tiles * image.shape[0], matrix.shape[0] // plan.bins
+        tiles = plan.tiles * image.shape[0]
         out = workspace.take(name, (plan.bins, planes, tiles, image.shape[1]), image, dtype)
         if dtype != torch.float16:
-            analyze(image, matrix, tiling, out)
+            analyze(image, matrix, tiling, out, planes=planes)
             return out, 1.0
         scale = power_of_two_below(FP16_LIMIT, largest(image) * math.sqrt(plan.points))
-        analyze(image, matrix, tiling, out, bound=FP16_LIMIT / scale)
+        analyze(image, matrix, tiling, out, planes=planes, bound=FP16_LIMIT / scale)
         return out, scale
 
     for samples in _samples(x, dy.shape[1], plan, workspace_bytes):
-        signal_dy, scale_dy = signal("dy", dy[samples], into_dy, _kept(plan))
-        signal_x, scale_x = signal("x", x[samples], into_x, _inputs(plan))
+        signal_dy, scale_dy = signal("dy", dy[samples], into_dy, output_tiling(plan), 2)
+        signal_x, scale_x = signal("x", x[samples], into_x, input_tiling(plan), 3)
         bin_gemm_weight_gradient(signal_dy, signal_x, bins)
         synthesize(bins, taps, Tiling(1, 0, 0, kernel, 1, 0, 0, kernel), part)
         gradient += part / (scale_dy * scale_x)
@@ -230,19 +240,11 @@ def _tiling(height: Cut, width: Cut, plan: FFTConvPlan) -> Tiling:
     )
 
 
-def _inputs(plan: FFTConvPlan) -> Tiling:
-    return _tiling(plan.height.inputs, plan.width.inputs, plan)
-
-
-def _kept(plan: FFTConvPlan) -> Tiling:
-    return _tiling(plan.height.kept, plan.width.kept, plan)
-
-
-def _input_matrix(plan: FFTConvPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
+def input_matrix(plan: FFTConvPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
     positions = plan.width.inputs.positions, plan.height.inputs.positions
-    return dense_analysis(plan, positions, True, 3, dtype, device)
+    return folded_analysis(plan, positions, True, dtype, device)
 
 
-def _output_matrix(plan: FFTConvPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
+def output_matrix(plan: FFTConvPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
     positions = plan.width.kept.positions, plan.height.kept.positions
-    return dense_synthesis(plan, positions, True, dtype, device)
+    return folded_synthesis(plan, positions, True, dtype, device)

@@ -110,3 +110,10 @@ def test_random_encoder_has_the_right_shape():
 
 def test_percentiles():
     assert latency.percentiles([float(value) for value in range(11)]) == [2.0, 5.0, 8.0]
+
+
+def test_prompts_are_made_distinct():
+    """Equal prompts are encoded once: repeating a handful would flatter the encoder's time."""
+    texts = latency.distinct(["a", "b"], 5)
+    assert texts == ["a", "b", "a (2)", "b (2)", "a (3)", "b (3)"]
+    assert latency.distinct(["a", "b"], 2) == ["a", "b"]

@@ -55,23 +55,21 @@ def packed(made, dtype, kept):
     )
 
 
-@pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize(
-    "tiled", [(), CONVOLUTIONS, ("a_width", "layerwise"), ("b_height", "b_width", "a_height")]
-)
-@pytest.mark.parametrize(
-    ("dtype", "kept", "bound"),
+    ("shapes", "tiled", "dtype", "kept", "bound"),
     [
-        (torch.float32, torch.float32, 1e-5),
-        (torch.float32, None, 1e-5),
-        (torch.float16, torch.float16, 4e-3),
-        (torch.float16, None, 4e-3),
-        (torch.float16, torch.int8, 3e-2),
+        ("to another shape", (), torch.float32, None, 1e-5),
+        ("residual", (), torch.float16, None, 4e-3),
+        ("to another shape", CONVOLUTIONS, torch.float32, torch.float32, 1e-5),
+        ("residual", CONVOLUTIONS, torch.float32, None, 1e-5),
+        ("to another shape", CONVOLUTIONS, torch.float16, torch.float16, 4e-3),
+        ("to another shape", CONVOLUTIONS, torch.float16, None, 4e-3),
+        ("residual", CONVOLUTIONS, torch.float16, torch.int8, 3e-2),
+        ("to another shape", ("a_width", "layerwise"), torch.float16, torch.float16, 4e-3),
+        ("residual", ("b_height", "b_width", "a_height"), torch.float16, None, 4e-3),
     ],
 )
 def test_block(shapes, tiled, dtype, kept, bound):
-    if not tiled and kept is not None:
-        pytest.skip("no transformed weights")
     made, exact, kept = block(shapes, tiled, kept)
     x = torch.randn(2, *SHAPES[shapes][0])
     expected = exact(x.double())

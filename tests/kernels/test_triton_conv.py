@@ -11,9 +11,9 @@ from dnd_fast.kernels.transformed_weight import transform_weight
 
 pytestmark = pytest.mark.interpret
 SHAPES = [  # batch, C, C', and what FFTConvPlan.make takes
-    (2, 3, 5, 7, 9, 3, 8, 10),  # one tile
-    (1, 5, 3, 11, 13, 5, 8, 9),  # several along both axes
-    (2, 1, 2, 1, 17, 3, 2, 7),  # an axis of one position
+    (2, 3, 5, 5, 7, 3, 6, 8),  # one tile
+    (1, 5, 3, 7, 9, 5, 6, 7),  # several along both axes
+    (2, 1, 2, 1, 11, 3, 2, 7),  # an axis of one position
     (1, 2, 7, 5, 3, 7, 8, 6),  # a kernel larger than the image
 ]
 
@@ -34,8 +34,7 @@ def problem(shape, magnitude=1.0):
     return plan, x, weight, dy, expected, torch.autograd.grad(expected, exact, dy.double())
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("limit", [1, 1 << 30])
+@pytest.mark.parametrize(("shape", "limit"), zip(SHAPES, (1, 1 << 30, 1 << 30, 1), strict=True))
 def test_float32(shape, limit):
     plan, x, weight, dy, expected, (dx, dw) = problem(shape)
     assert error(triton_conv.conv2d(x, weight, plan, torch.float32, limit), expected) <= 1e-5
@@ -46,8 +45,7 @@ def test_float32(shape, limit):
     assert error(triton_conv.weight_gradient(x, dy, plan, torch.float32, limit), dw) <= 1e-5
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("magnitude", [1.0, 1e-3, 300.0])
+@pytest.mark.parametrize(("shape", "magnitude"), zip(SHAPES, (1e-3, 300.0, 1.0, 1.0), strict=True))
 def test_float16(shape, magnitude):
     """Within twice the error of the plain form in float16, also where values are large or small."""
     plan, x, weight, dy, expected, (_, dw) = problem(shape, magnitude)

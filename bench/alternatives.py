@@ -1,0 +1,419 @@
+"""What a user would do instead of generating an adapter: how long it takes, how well it works.
+
+    python -m bench.alternatives          # the demo's unseen tasks: minutes on two cores
+    python -m bench.alternatives --large  # also the time alone for a base of 0.5 B parameters
+
+The alternatives: LoRA on all of a task's training answers, LoRA on a few labelled examples, and the
+same few examples in the context of every question. The generator sees the same few without answers.
+The demo's adapters are trained on the CPU, whatever else there is.
+
+The last line printed is JSON, the run's provenance and these fields:
+
+* ``seed``; ``tasks``, by name; ``questions``, ``training_examples`` and ``shots`` per task;
+  ``shots_in_context`` of each task, as many as the base's context holds;
+* ``demo``: ``device``, ``threads``, and by alternative the ``seconds`` and ``accuracy`` (exact
+  match) of each task, and ``ratio``, the median of its seconds over that of generation's;
+* ``large``: null, or ``recipe``, ``device``, ``dtype``, ``batch``, ``length``, ``answer_length``
+  (tokens), ``encoder``, ``step_seconds`` and ``generation_seconds`` of every timed round,
+  ``stage_seconds`` of the last generation, and by number of LoRA steps ``extrapolated_seconds``
+  and ``ratio``.
+
+Source of the comparison: Drag-and-Drop LLMs, which sets generation against full-shot and few-shot
+tuning and examples in the context, and claims to be 2,500 to 12,000 times as fast as full-shot.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from statistics import mean, median
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import torch
+import typer
+from peft import LoraConfig, get_peft_model
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from dnd_fast.bench.encoder import load_encoder
+from dnd_fast.bench.results import append, latest, provenance
+from dnd_fast.bench.timing import console, interleaved, speedup
+from dnd_fast.cli import progress_bars
+from dnd_fast.demo.evaluate import EXAM_SIZE, Adapters, exam, score
+from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED, Progress
+from dnd_fast.demo.tasks import Example, Task, instruction_words, split_tasks
+from dnd_fast.generator import DEMO_MODELS, Generator, GeneratorConfig
+from dnd_fast.kernels.device import device_name, seconds_of
+from dnd_fast.layout import TokenLayout
+from dnd_fast.recipe import Recipe
+from dnd_fast.train.batch import IGNORED, Batch, Encoded, encode, response_logits
+from dnd_fast.train.collect import CollectSpec, collect
+
+STEPS = (75, 300)  # of LoRA; tuning on a few examples takes the first
+SHOTS = 8  # labelled examples, as many as the demo's generator takes prompts
+GENERATED, IN_CONTEXT, BASE = "generated", "examples in context", "base model alone"
+
+LARGE = "common-sense-0.5b"
+LARGE_MEMORY = 10e9  # bytes that its decoder may take
+BATCH, LENGTH, ANSWER_LENGTH = 8, 128, 32  # of its training step: sequences, tokens
+ROUNDS = 3
+
+T = TypeVar("T")
+
+
+def main(
+    tasks: Annotated[int, typer.Option(help="How many of the demo's.", min=1, max=12)] = 12,
+    large: Annotated[
+        bool | None,
+        typer.Option(help="Also 0.5 B parameters: minutes and 16 GB. [default: if on a GPU]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of examples, prompts and LoRA's start.")] = 0,
+    save: Annotated[
+        bool, typer.Option(help="Add them to bench/results/alternatives.jsonl.")
+    ] = False,
+) -> None:
+    """Generation against LoRA, few-shot LoRA and examples in the context."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with progress_bars() as progress:
+        figures = compare(split_tasks(SHIPPED_SEED)["test"][:tasks], seed, progress)
+    figures["large"] = None
+    if device.type == "cuda" if large is None else large:
+        figures["large"] = compare_large(device, seed)
+    _print(figures)
+    if save:
+        console.print(f"Wrote {append('alternatives', figures)}.")
+    print(json.dumps(provenance() | figures))
+
+
+class Outcome(NamedTuple):
+    """Seconds that a task costs, and exact match on its exam."""
+
+    seconds: float
+    accuracy: float
+
+
+class Material(NamedTuple):
+    """What there is for a task: its exam ``[1, questions, T]``, all training examples, a few."""
+
+    exam: Batch
+    examples: list[Example]
+    shots: list[Example]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The shipped models, the base frozen and in float32."""
+
+    generator: Generator
+    base: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def load(cls) -> Demo:
+        """Load them, the text encoder too."""
+        generator = Generator.from_pretrained("demo")
+        _ = generator.encoder
+        base = AutoModelForCausalLM.from_pretrained(DEMO_MODELS / "base", dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(DEMO_MODELS / "tokenizer")
+        return cls(generator, base.eval().requires_grad_(False), tokenizer)
+
+    def material(self, task: Task, seed: int) -> Material:
+        """Few examples are drawn by ``seed``, among those that LoRA trains on."""
+        examples = task.examples(EXAMPLES, "train", 0)
+        shots = random.Random(seed).sample(examples, SHOTS)
+        return Material(exam(self.tokenizer, [task]), examples, shots)
+
+    def generate(self, shots: Sequence[Example]) -> Adapters:
+        """One pass of the generator, text encoder included; it does not see the answers."""
+        adapter = self.generator.generate([example.prompt for example in shots])
+        return {key: value[None] for key, value in adapter.tensors.items()}
+
+    def tune(self, examples: Sequence[Example], steps: int, seed: int) -> Adapters:
+        """LoRA as the demo's collection was trained, tokenisation included; two steps or more."""
+        layout = TokenLayout.from_dict(self.generator.layout.to_dict())  # without statistics
+        data = encode(self.tokenizer, (example[:2] for example in examples))
+        spec = CollectSpec(steps=steps - 1, checkpoints=1)
+        return layout.detokenize(collect(self.base, layout, [data], spec, seed=seed)[:, -1])
+
+    def accuracy(self, questions: Batch, adapters: Adapters | None = None) -> float:
+        """Exact match of greedy decoding on ``[1, questions, T]``, under one adapter or none."""
+        layout = self.generator.layout
+        return score(self.base, questions, adapters or {}, layout.lora_alpha / layout.rank)[0]
+
+    def shown(self, task: Material) -> list[Encoded]:
+        """As many of the shots as the base's context holds beside the longest question."""
+        turns = encode(self.tokenizer, (example[:2] for example in task.shots))
+        room = self.base.config.max_position_embeddings - task.exam.input_ids.shape[-1]
+        return turns[: sum(end <= room for end in accumulate(len(turn.ids) for turn in turns))]
+
+    def ask_in_context(self, task: Material) -> Outcome:
+        """Nothing to prepare; the seconds are what the examples add to a pass over the exam."""
+        without, _ = timed(lambda: self.accuracy(task.exam))
+        seconds, accuracy = timed(lambda: self.accuracy(after(self.shown(task), task.exam)))
+        return Outcome(seconds - without, accuracy)
+
+
+def timed(run: Callable[[], T]) -> tuple[float, T]:
+    """Seconds that ``run`` takes on the CPU, and its result."""
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
+
+
+def after(turns: Sequence[Encoded], questions: Batch) -> Batch:
+    """The same questions, each after ``turns`` of conversation."""
+    context = torch.tensor([token for turn in turns for token in turn.ids], dtype=torch.long)
+    context = context.expand(*questions.input_ids.shape[:-1], -1)
+    return Batch(
+        torch.cat([context, questions.input_ids], dim=-1),
+        torch.cat([torch.full_like(context, IGNORED), questions.labels], dim=-1),
+    )
+
+
+def alternatives(demo: Demo, seed: int) -> dict[str, Callable[[Material], Outcome]]:
+    """Every way to handle a task, generation first, by name."""
+
+    def by(adapt: Callable[[Material], Adapters]) -> Callable[[Material], Outcome]:
+        def run(task: Material) -> Outcome:
+            seconds, adapters = timed(lambda: adapt(task))
+            return Outcome(seconds, demo.accuracy(task.exam, adapters))
+
+        return run
+
+    def tuned(steps: int) -> Callable[[Material], Outcome]:
+        return by(lambda task: demo.tune(task.examples, steps, seed))
+
+    return {
+        GENERATED: by(lambda task: demo.generate(task.shots)),
+        **{f"LoRA, {steps} steps": tuned(steps) for steps in STEPS},
+        f"LoRA on {SHOTS} examples, {STEPS[0]} steps": by(
+            lambda task: demo.tune(task.shots, STEPS[0], seed)
+        ),
+        IN_CONTEXT: demo.ask_in_context,
+        BASE: lambda task: Outcome(0.0, demo.accuracy(task.exam)),
+    }
+
+
+def compare(
+    tasks: Sequence[Task], seed: int, progress: Progress = lambda stage, done, total: None
+) -> dict[str, Any]:
+    """Every alternative on every task of the demo, one at a time, after one that warms up."""
+    demo = Demo.load()
+    materials = [demo.material(task, seed) for task in tasks]
+    outcomes: dict[str, list[Outcome]] = {}
+    for name, run in alternatives(demo, seed).items():
+        run(materials[0])
+        outcomes[name] = []
+        for material in materials:
+            outcomes[name].append(run(material))
+            progress(name, len(outcomes[name]), len(tasks))
+    seconds = {name: [each.seconds for each in runs] for name, runs in outcomes.items()}
+    return {
+        "seed": seed,
+        "tasks": [str(task) for task in tasks],
+        "questions": EXAM_SIZE,
+        "training_examples": EXAMPLES,
+        "shots": SHOTS,
+        "shots_in_context": [len(demo.shown(material)) for material in materials],
+        "demo": {
+            "device": device_name("cpu"),
+            "threads": torch.get_num_threads(),
+            "seconds": seconds,
+            "accuracy": {name: [each.accuracy for each in runs] for name, runs in outcomes.items()},
+            "ratio": {name: speedup(seconds, name, GENERATED) for name in seconds},
+        },
+    }
+
+
+def compare_large(device: torch.device, seed: int) -> dict[str, Any]:
+    """Seconds of a LoRA step and of a generation; all weights are random, which costs the same."""
+    recipe = Recipe.load(LARGE)
+    torch.manual_seed(seed)
+    dtype = faster_dtype(device)
+    step = training_step(recipe, device, dtype)
+    step_seconds = interleaved({"LoRA step": step}, ROUNDS, device)[0]["LoRA step"]
+    del step
+    gc.collect()  # base and generator need not be in memory together
+    rng = random.Random(seed)
+    # About as long as the training examples, and no two alike: each is encoded.
+    prompts = [
+        " ".join(rng.choices(instruction_words(), k=LENGTH))
+        for _ in range(recipe.condition.prompts)
+    ]
+    with console.status(f"{LARGE}: building and planning a generator"):
+        generator, encoder = _random_generator(recipe, prompts, device)
+
+    def generate() -> Tensor:
+        return next(iter(generator.generate(prompts).tensors.values()))
+
+    generation = interleaved({GENERATED: generate}, ROUNDS, device)[0][GENERATED]
+    extrapolated = {str(steps): steps * median(step_seconds) for steps in STEPS}
+    return {
+        "recipe": LARGE,
+        "device": device_name(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch": BATCH,
+        "length": LENGTH,
+        "answer_length": ANSWER_LENGTH,
+        "encoder": encoder,
+        "step_seconds": step_seconds,
+        "generation_seconds": generation,
+        "stage_seconds": generator.timings,
+        "extrapolated_seconds": extrapolated,
+        "ratio": {steps: value / median(generation) for steps, value in extrapolated.items()},
+    }
+
+
+def faster_dtype(device: torch.device) -> torch.dtype:
+    """float32 or bfloat16, whichever multiplies matrices of a training step's size faster."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        rows = torch.randn(BATCH * LENGTH, 896, dtype=dtype, device=device)
+        weight = torch.randn(896, 4864, dtype=dtype, device=device)
+        return seconds_of(lambda: rows @ weight, device, 0.5)
+
+    return min((torch.float32, torch.bfloat16), key=seconds)
+
+
+def training_step(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """One optimiser step of PEFT's LoRA on the recipe's base, with random weights and tokens.
+
+    Logits are computed for the answers alone, which favours LoRA.
+    """
+    config = AutoConfig.for_model(**recipe.base.config)
+    with device:
+        base = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        input_ids = torch.randint(config.vocab_size, (BATCH, LENGTH))
+    lora = LoraConfig(r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, target_modules="all-linear")
+    tuned = get_peft_model(base, lora).train()
+    optimizer = torch.optim.AdamW(p for p in tuned.parameters() if p.requires_grad)
+    labels = input_ids.roll(-1, dims=1)
+    labels[:, : LENGTH - ANSWER_LENGTH] = IGNORED
+    batch = Batch(input_ids, labels)
+
+    def step() -> Tensor:
+        loss = cross_entropy(*response_logits(base, batch))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def _random_generator(
+    recipe: Recipe, prompts: Sequence[str], device: torch.device
+) -> tuple[Generator, str]:
+    """The recipe's generator within LARGE_MEMORY, and what its encoder is."""
+    encoder, name = load_encoder("auto", prompts)
+    with device:
+        generator = Generator(GeneratorConfig.from_recipe(recipe), encoder=encoder)
+        layout = generator.layout
+        layout.set_statistics(
+            torch.zeros(layout.num_tokens, *layout.token_shape), torch.ones(layout.num_tokens, 1, 1)
+        )
+    generator.requires_grad_(False)
+    generator.to(torch.bfloat16 if device.type == "cuda" else torch.float32)
+    generator.prepare(memory=LARGE_MEMORY)
+    return generator, name
+
+
+def markdown() -> str:
+    """README's tables from the committed results, machine by machine: ratios within one run."""
+    results = latest("alternatives", "device")
+    if not results:
+        return "No results are committed yet."
+    return "\n\n".join(text for figures in results for text in _tables(figures))
+
+
+def _tables(figures: Mapping[str, Any]) -> Iterator[str]:
+    """What was measured, and what has to be known to read it."""
+    demo, large = figures["demo"], figures["large"]
+    yield _markdown_table(
+        ("the demo's unseen tasks", "exact match", "time against one generation"),
+        [(name, accuracy, ratio) for name, accuracy, _, ratio in _rows(demo)],
+    )
+    yield (
+        f"Measured on {demo['device']}: {len(figures['tasks'])} tasks with {figures['questions']} "
+        f"questions each, medians. LoRA trains on {figures['training_examples']} answers where "
+        "nothing else is said. Examples in the context need no preparation; their time is what "
+        "they add to answering a task's questions. The base is tiny (0.49 M parameters): so it is "
+        "cheap to train, and it was never trained to follow examples in its context, which says "
+        "nothing about large models. The paper claims 2,500x to 12,000x against full-shot tuning."
+    )
+    if large:
+        yield _markdown_table(
+            (f"{large['recipe']}, time only", "time against one generation"),
+            [(name, ratio) for name, _, ratio in _large_rows(large)],
+        )
+        yield (
+            f"Measured on {large['device']}, random weights. Training is extrapolated from "
+            f"{len(large['step_seconds'])} timed steps of {large['batch']} sequences of "
+            f"{large['length']} tokens in {large['dtype']}, not run."
+        )
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _rows(demo: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Name, exact match, seconds, ratio."""
+    return [
+        (
+            name,
+            f"{mean(demo['accuracy'][name]):.3f}",
+            f"{median(values):.2f}",
+            _times(demo["ratio"][name]),
+        )
+        for name, values in demo["seconds"].items()
+    ]
+
+
+def _large_rows(large: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, seconds, ratio."""
+    seconds, ratio = large["extrapolated_seconds"], large["ratio"]
+    return [
+        (GENERATED, f"{median(large['generation_seconds']):.2f}", _times(1.0)),
+        *(
+            (f"LoRA, {steps} steps (extrapolated)", f"{seconds[steps]:.1f}", _times(ratio[steps]))
+            for steps in ratio
+        ),
+    ]
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
+
+
+def _print(figures: Mapping[str, Any]) -> None:
+    table = Table(
+        "demo, unseen tasks", "exact match", "s per task", "against one generation", box=None
+    )
+    for row in _rows(figures["demo"]):
+        table.add_row(*row)
+    console.print(table)
+    if large := figures["large"]:
+        table = Table(
+            f"{large['recipe']}, {large['dtype']}", "s", "against one generation", box=None
+        )
+        for name, *values in _large_rows(large):
+            table.add_row(name, *values)
+        console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
