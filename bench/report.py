@@ -43,8 +43,9 @@ def main(
     for name, table in TABLES.items():
         text = text.replace(section(text, name), table())
     README.write_text(text, encoding="utf-8")
-    for plot in (plot_decode, plot_plans):
-        print(f"Wrote {plot()}.")
+    print(f"Wrote {plot_plans()}.")
+    if latest("latency", "recipe"):
+        print(f"Wrote {plot_decode()}.")
 
 
 def section(text: str, name: str) -> str:

@@ -34,7 +34,9 @@ def problem(shape, magnitude=1.0):
     return plan, x, weight, dy, expected, torch.autograd.grad(expected, exact, dy.double())
 
 
-@pytest.mark.parametrize(("shape", "limit"), zip(SHAPES, (1, 1 << 30, 1 << 30, 1), strict=True))
+@pytest.mark.parametrize(
+    ("shape", "limit"), list(zip(SHAPES, (1, 1 << 30, 1 << 30, 1), strict=True))
+)
 def test_float32(shape, limit):
     plan, x, weight, dy, expected, (dx, dw) = problem(shape)
     assert error(triton_conv.conv2d(x, weight, plan, torch.float32, limit), expected) <= 1e-5
@@ -45,7 +47,9 @@ def test_float32(shape, limit):
     assert error(triton_conv.weight_gradient(x, dy, plan, torch.float32, limit), dw) <= 1e-5
 
 
-@pytest.mark.parametrize(("shape", "magnitude"), zip(SHAPES, (1e-3, 300.0, 1.0, 1.0), strict=True))
+@pytest.mark.parametrize(
+    ("shape", "magnitude"), list(zip(SHAPES, (1e-3, 300.0, 1.0, 1.0), strict=True))
+)
 def test_float16(shape, magnitude):
     """Within twice the error of the plain form in float16, also where values are large or small."""
     plan, x, weight, dy, expected, (_, dw) = problem(shape, magnitude)
