@@ -41,7 +41,10 @@ def main(
         print("README says what the committed results say.")
         return
     for name, table in TABLES.items():
-        text = text.replace(section(text, name), table())
+        section(text, name)
+        before, _, rest = text.partition(f"<!-- {name} table -->\n\n")
+        _, mark, after = rest.partition(f"\n\n<!-- end of {name} table -->")
+        text = f"{before}<!-- {name} table -->\n\n{table()}{mark}{after}"
     README.write_text(text, encoding="utf-8")
     print(f"Wrote {plot_plans()}.")
     if latest("latency", "recipe"):
