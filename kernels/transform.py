@@ -197,7 +197,7 @@ def _analyze_kernel(
             p_x = x_ptr + _offsets(
                 o_b, o_c, o_h, o_w, o_i, o_j, stride_xb, stride_xc, stride_xh, stride_xw
             )
-            b_x = tl.load(p_x, mask=m_x, other=0.0).to(tl.float32)
+            b_x = tl.load(p_x, mask=m_x, other=0.0).to(tl.float32)  # [K, N] or [N, K]
             if mean_ptr is not None:
                 o_stats = _offsets(o_b, o_c, o_h, o_w, o_i, o_j, stride_sb, 0, stride_sh, stride_sw)
                 o_affine = _offsets(
