@@ -243,7 +243,8 @@ class HyperConvDecoder(nn.Module):
         """Choose how the blocks run; see the class's arguments."""
         if impl not in get_args(Impl):
             raise InvalidInput(f"impl={impl!r} is unknown; choose one of {get_args(Impl)}.")
-        if impl == "triton" and not (torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ):
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if impl == "triton" and not (torch.cuda.is_available() or interpreted):
             raise InvalidInput(
                 "impl='triton' cannot run: Triton kernels need an NVIDIA GPU, and torch sees none. "
                 "Use impl='torch', with compile=True for a compiled decoder."

@@ -60,8 +60,11 @@ def test_says_what_stays_direct_for_memory(caplog):
     assert "3.layerwise" not in plan.direct
     raw = sum(parameter.nbytes for parameter in decoder.parameters())
     with caplog.at_level(logging.WARNING):
-        tight = plan_for(decoder, memory=4.2 * raw)
-    assert planned_memory(decoder, tight) <= 4.2 * raw
+        for budget in (4 * raw, 3.5 * raw, 3 * raw, 2.7 * raw):
+            tight = plan_for(decoder, memory=budget)
+            assert planned_memory(decoder, tight) <= budget
+            if set(tight.direct) > set(plan.direct):
+                break
     assert set(tight.direct) > set(plan.direct)
     for name in tight.direct:
         assert name in caplog.text
