@@ -13,10 +13,8 @@ import copy
 import gc
 import json
 import multiprocessing
-import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
@@ -27,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from dnd_fast.bench.results import append, latest, provenance
-from dnd_fast.bench.timing import console, difference, interleaved, speedup
+from dnd_fast.bench.timing import console, difference, interleaved, peak_memory, speedup
 from dnd_fast.decoder import HyperConvDecoder
 from dnd_fast.kernels.fft_conv import fft_conv2d
 from dnd_fast.kernels.plan import DecoderPlan
@@ -185,11 +183,7 @@ def _planned_pass(spec: DecoderSpec, plan: DecoderPlan, device: torch.device) ->
     decoder = HyperConvDecoder(spec.features, spec.kernel_size).to(device).requires_grad_(False)
     decoder.set_plan(plan)
     decoder(torch.randn(1, *decoder.condition_shape, device=device))
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    # Not getrusage's maximum, which a child process takes over from its parent.
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+    return peak_memory(device)
 
 
 def _print(figures: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ import typer
 from rich.table import Table
 from torch import Tensor
 
-from dnd_fast.bench.results import append, latest, provenance
+from dnd_fast.bench.results import append, provenance
 from dnd_fast.bench.timing import console
 from dnd_fast.kernels.device import DeviceProfile, calibrate
 from dnd_fast.kernels.plan import ConvPlan, plan_decoder
@@ -156,24 +156,6 @@ def operations(
         2.0 * positions[1] * bins * tiles * c_out,
         float(product.nbytes + size * batch * shape.height * shape.width * c_out),
     )
-
-
-def markdown() -> str:
-    """A table of the newest committed results."""
-    rows = latest("kernels", "recipe", "batch", "device")
-    if not rows:
-        return "No results are committed yet."
-    lines = ["| recipe, batch | GPU | kernel | time in a pass | of its limit |", "| --- |" * 5]
-    for figures in rows:
-        for kernel in sorted({row["kernel"] for row in figures["kernels"]}):
-            chosen = [row for row in figures["kernels"] if row["kernel"] == kernel]
-            seconds = sum(row["p20_p50_p80_seconds"][1] for row in chosen)
-            share = sum(row["limit_share"] * row["p20_p50_p80_seconds"][1] for row in chosen)
-            lines.append(
-                f"| {figures['recipe']}, {figures['batch']} | {figures['device']} | {kernel} "
-                f"| {1e3 * seconds:.2f} ms | {share / seconds:.0%} |"
-            )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Timing several variants side by side, and what they agree on."""
+"""Timing several variants side by side, what they agree on, and memory."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -63,3 +65,12 @@ def difference(found: Tensor, expected: Tensor) -> float:
 def spread(values: list[float]) -> float:
     """Largest minus smallest, relative to the median."""
     return (max(values) - min(values)) / median(values)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at most in use so far: of the device, or by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Not getrusage's maximum, which a child process takes over from its parent.
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])

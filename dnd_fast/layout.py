@@ -27,6 +27,8 @@ from dnd_fast.lora_modules import LoraModule, find_lora_modules
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from dnd_fast.kernels.detokenize import TokenTargets
+
 Scale = Literal["static", "border"]
 PEFT_PREFIX = "base_model.model."
 
@@ -129,7 +131,7 @@ class TokenLayout(nn.Module):
         border = 2 if scale == "border" else 0
         self.token_shape = (rank + border, self.chunk + border)
         self.num_tokens = sum(math.ceil(size / self.chunk) for size in sizes)
-        self._targets: dict[torch.device, object] = {}  # where tokens go, made on first use
+        self._targets: dict[torch.device, TokenTargets] = {}  # where tokens go, made on first use
         self.register_buffer("mean", None)
         self.register_buffer("std", None)
 
@@ -273,15 +275,15 @@ class TokenLayout(nn.Module):
         """
         if not can_run_triton(tokens.device, tokens.dtype):
             return {name: value.cpu() for name, value in self.detokenize(tokens).items()}
-        from dnd_fast.kernels.detokenize import TokenTargets, detokenize
+        from dnd_fast.kernels import detokenize as kernel
 
-        targets = self._targets.get(tokens.device)
-        if not isinstance(targets, TokenTargets):
-            targets = TokenTargets.make(self.tensor_shapes(), self.chunk, tokens.device)
+        if tokens.device not in self._targets:
+            targets = kernel.TokenTargets.make(self.tensor_shapes(), self.chunk, tokens.device)
             self._targets[tokens.device] = targets
+        targets = self._targets[tokens.device]
         out = tokens.new_empty(len(tokens), targets.elements, dtype=torch.float32)
         border = self.scale == "border"
-        detokenize(tokens, targets, out, mean=self.mean, std=self.std, border=border)
+        kernel.detokenize(tokens, targets, out, mean=self.mean, std=self.std, border=border)
         return targets.views(out.cpu())
 
     def fit(self, tokens: Tensor) -> None:

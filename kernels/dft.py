@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -151,7 +151,7 @@ def _inverse_width_matrix(
     return (matrix / (math.sqrt(n) if unit else 1)).to(device, dtype).contiguous()
 
 
-@lru_cache(maxsize=256)
+@cache  # never evicted: CUDA graphs hold its address
 def folded_analysis(
     plan: FFTConvPlan, positions: Positions, unit: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
@@ -170,7 +170,7 @@ def folded_analysis(
     return _wide_rows(matrix / (math.sqrt(plan.points) if unit else 1)).to(device, dtype)
 
 
-@lru_cache(maxsize=256)
+@cache  # never evicted: CUDA graphs hold its address
 def folded_synthesis(
     plan: FFTConvPlan, positions: Positions, unit: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:

@@ -33,6 +33,7 @@ from dnd_fast.kernels.transform import (
     epilogue_store,
     layer_norm_on_load,
     require_gpu,
+    require_operands,
 )
 
 
@@ -225,20 +226,16 @@ def direct_conv2d(
         raise ValueError(f"kernel={kernel}: it must be odd.")
     (batch, channels_in, height, width), channels_out = x.shape, packed.shape[1]
     shape = (batch, channels_out, height, width)
-    takes_other = epilogue == "mix" or (epilogue == "bias_residual" and other is not None)
-    bias_shape = {"tanh_bias": shape[1:], "bias_residual": shape[1:2]}.get(epilogue)
     for name, tensor, expected in (
         ("packed", packed, (kernel * kernel, channels_out, channels_in)),
         ("out", out, shape),
-        ("bias", bias, bias_shape),
-        ("other", other, shape if takes_other else None),
     ):
-        found = None if tensor is None else tuple(tensor.shape)
-        if found != expected:
+        if tuple(tensor.shape) != expected:
             raise ValueError(
-                f"{name} has shape {found}; epilogue {epilogue!r} and an input of shape "
-                f"{tuple(x.shape)} expect {expected}."
+                f"{name} has shape {tuple(tensor.shape)}; an input of shape {tuple(x.shape)} "
+                f"expects {expected}."
             )
+    require_operands(epilogue, shape, bias, other)
     config = config or (SINGLE if packed.dtype == torch.float32 else HALF)
     block_h, block_w = _rectangle(height, width, config)
     block_n = min(config.outputs, max(16, triton.next_power_of_2(channels_out)))

@@ -91,7 +91,7 @@ class PackedWeight:
             sums = largest(magnitude.sum(1))
             scale = 1 / power_of_two_below(FP16_LIMIT, largest(magnitude))  # no bin exceeds it
             bound = FP16_LIMIT * scale
-        if dtype != torch.float16:
+        if dtype != torch.float16:  # raw weights are then transformed as they are
             return cls(weight, 1.0 if scale is None or bound is not None else scale.item())
         assert sums is not None
         fit = power_of_two_below(FP16_LIMIT, sums * FP16_LIMIT).item()
@@ -223,8 +223,8 @@ def weight_gradient(
 
 
 def _samples(x: Tensor, channels_out: int, plan: FFTConvPlan, workspace: int) -> Iterator[slice]:
-    each = plan.bins * plan.tiles * (3 * x.shape[1] + 3 * channels_out) * 4
-    return chunks(x.shape[0], each, 2 * workspace)
+    each = plan.bins * plan.tiles * (3 * x.shape[1] + 2 * channels_out) * 4
+    return chunks(x.shape[0], each, workspace)
 
 
 def _tiling(height: Cut, width: Cut, plan: FFTConvPlan) -> Tiling:
@@ -241,10 +241,12 @@ def _tiling(height: Cut, width: Cut, plan: FFTConvPlan) -> Tiling:
 
 
 def input_matrix(plan: FFTConvPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """From the windows of :func:`input_tiling` to bins."""
     positions = plan.width.inputs.positions, plan.height.inputs.positions
     return folded_analysis(plan, positions, True, dtype, device)
 
 
 def output_matrix(plan: FFTConvPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """From bins to the outputs of :func:`output_tiling`."""
     positions = plan.width.kept.positions, plan.height.kept.positions
     return folded_synthesis(plan, positions, True, dtype, device)

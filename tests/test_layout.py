@@ -129,7 +129,7 @@ def test_published_tokens(target):
         assert key.endswith(published.removeprefix("model."))
         numbers = golden[f"detok.{published}"]
         # Decoding takes 0.1 from an exp of little more: exp's last bit, in which processors differ,
-        # is 2e-6 of what remains.
+        # is 2e-6 of what remains. The published numbers are themselves up to 6e-6 from float64.
         assert (found[key] - numbers).abs().max() <= 4e-6 * numbers.abs().max(), key
         assert found[key].is_contiguous()
 

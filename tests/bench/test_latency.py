@@ -55,6 +55,17 @@ def test_from_prompts_to_adapter(app, tmp_path):
     assert "No GPU" in result.output
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the default on a CPU")
+def test_only_ours_by_default_on_a_cpu(app):
+    """The eager form takes minutes there; once the default ran it all the same."""
+    command = ["--recipe", "demo", "--rounds", "2", "--noisy", "--encoder", "random"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.output.splitlines()[-1])
+    assert set(figures["decode_seconds"]) == {"ours"}
+    assert figures["difference_from_eager"] is None
+
+
 def test_the_eager_form_is_the_published_one(golden_decoder):
     """Against the published code's numbers; bfloat16 costs what bfloat16 costs."""
     decoder, tensors = golden_decoder
