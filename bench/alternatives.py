@@ -51,7 +51,7 @@ from transformers import (
 from dnd_fast.bench.encoder import load_encoder
 from dnd_fast.bench.results import append, latest, provenance
 from dnd_fast.bench.timing import console, interleaved, speedup
-from dnd_fast.cli import progress_bars
+from dnd_fast.cli.console import progress_bars
 from dnd_fast.demo.evaluate import EXAM_SIZE, Adapters, exam, score
 from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED, Progress
 from dnd_fast.demo.tasks import Example, Task, instruction_words, split_tasks

@@ -32,7 +32,7 @@ from dnd_fast.bench.decoder import require_exact
 from dnd_fast.bench.encoder import load_encoder
 from dnd_fast.bench.results import append, latest, provenance
 from dnd_fast.bench.timing import console, difference, interleaved, peak_memory, speedup, spread
-from dnd_fast.cli import Weights
+from dnd_fast.cli.console import Weights
 from dnd_fast.condition import TextEncoder
 from dnd_fast.generator import Generator, GeneratorConfig
 from dnd_fast.kernels.device import DeviceProfile, calibrate

@@ -1,0 +1,3 @@
+from dnd_fast.cli import main
+
+main()

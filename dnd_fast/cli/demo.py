@@ -1,0 +1,37 @@
+"""``dnd-fast demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dnd_fast.cli.console import console, progress_bars
+from dnd_fast.files import atomic_folder, write_json
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the adapter.")] = Path("adapter"),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the figures to this file.")
+    ] = None,
+    retrain: Annotated[
+        bool, typer.Option(help="First rebuild base and generator from nothing (twenty minutes).")
+    ] = False,
+) -> None:
+    """See it work: an adapter for a task that the embedded generator never saw."""
+    if retrain:
+        from dnd_fast.demo import retrain as pipeline
+        from dnd_fast.generator import DEMO_MODELS
+
+        with progress_bars() as progress:
+            trained = pipeline.retrain(pipeline.SHIPPED_SEED, progress)
+        pipeline.save(trained, DEMO_MODELS)
+        console.print(f"Rebuilt {DEMO_MODELS}.")
+    from dnd_fast.demo.show import show
+
+    figures = show(console, out)
+    if json_file is not None:
+        with atomic_folder(json_file.parent) as folder:
+            write_json(folder / json_file.name, figures)

@@ -1,0 +1,49 @@
+"""``dnd-fast generate`` and ``dnd-fast convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from dnd_fast.cli.console import GENERATOR_HELP, Impl, console
+
+
+def generate(
+    prompts: Annotated[
+        Path, typer.Argument(help="A .txt file, one prompt a line, or a .jsonl with key 'prompt'.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the adapter, in PEFT's format.")],
+    generator: Annotated[str, typer.Option(help=GENERATOR_HELP)] = "demo",
+    device: Annotated[str | None, typer.Option(help="'cpu', 'cuda', … [default: best]")] = None,
+    impl: Annotated[Impl, typer.Option(help="How the decoder runs.")] = Impl.auto,
+    seed: Annotated[int, typer.Option(help="Of the choice among more prompts than needed.")] = 0,
+) -> None:
+    """Generate an adapter for a task from its unlabelled prompts."""
+    from dnd_fast.generator import Generator
+    from dnd_fast.generator import generate as generate_adapter
+
+    with console.status("loading the generator"):
+        loaded = Generator.from_pretrained(generator)
+    adapter = generate_adapter(prompts, loaded, device=device, impl=impl.value, seed=seed)
+    adapter.save(out)
+    stages = ", ".join(f"{name} {1e3 * value:.0f} ms" for name, value in loaded.timings.items())
+    base = adapter.config["base_model_name_or_path"] or "its base model"
+    console.print(
+        f"Wrote an adapter for {escape(base)} to [bold]{escape(str(out))}[/bold] ({stages})."
+    )
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A released .pth or .safetensors file.")],
+    recipe: Annotated[str, typer.Option(help="What it was trained for: a recipe's name or file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the generator.")],
+) -> None:
+    """Convert a checkpoint published with the paper's code into a generator."""
+    from dnd_fast.recipe import Recipe
+    from dnd_fast.released import load_generator
+
+    load_generator(checkpoint, Recipe.load(recipe)).save_pretrained(out)
+    console.print(f"Wrote a generator to [bold]{escape(str(out))}[/bold].")

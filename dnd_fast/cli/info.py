@@ -1,0 +1,57 @@
+"""``dnd-fast info``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from dnd_fast.cli.console import GENERATOR_HELP, console
+
+
+def info(
+    source: Annotated[str, typer.Argument(help=f"A generator ({GENERATOR_HELP}) or an adapter.")],
+) -> None:
+    """Describe a generator or an adapter."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False)
+    described = _describe_adapter if (Path(source) / "adapter_config.json").exists() else None
+    for name, value in (described or _describe_generator)(source).items():
+        table.add_row(name, escape(str(value)))
+    console.print(table)
+
+
+def _describe_adapter(source: str) -> dict[str, Any]:
+    from dnd_fast.adapter import Adapter
+
+    adapter = Adapter.load(source)
+    return {
+        "adapter": source,
+        "base model": adapter.config.get("base_model_name_or_path"),
+        "rank, alpha": f"{adapter.config['r']}, {adapter.config['lora_alpha']}",
+        "modules": len(adapter.modules),
+        "parameters": f"{sum(tensor.numel() for tensor in adapter.tensors.values()):,}",
+        "dtype": next(iter(adapter.tensors.values())).dtype,
+    }
+
+
+def _describe_generator(source: str) -> dict[str, Any]:
+    from dnd_fast.generator import Generator
+
+    generator = Generator.from_pretrained(source)
+    condition, layout = generator.config.condition, generator.layout
+    return {
+        "generator": source,
+        "base model": layout.base_model,
+        "text encoder": condition.encoder,
+        "condition": f"{condition.prompts} prompts of {condition.length} tokens",
+        "decoder": " → ".join(str(tuple(shape)) for shape in generator.decoder.features),
+        "kernel size": generator.decoder.kernel_size,
+        "parameters": f"{sum(p.numel() for p in generator.parameters()):,}",
+        "adapters": f"rank {layout.rank}, alpha {layout.lora_alpha}",
+        "modules": len(layout.modules_),
+        "tokens": f"{layout.num_tokens} of {layout.token_shape}, scale {layout.scale}",
+    }
