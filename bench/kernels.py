@@ -1,85 +1,244 @@
-"""Every Triton kernel at the shapes of a recipe: time, bytes, FLOPs, and how near to a limit.
+"""Every operation of a decoder at its shapes: time, bytes, FLOPs, and how near to a limit.
 
-    python -m bench.kernels --recipe coding-7b
+    python -m bench.kernels                      # a GPU: the Triton kernels, coding-7b
+    python -m bench.kernels                      # a CPU: plain PyTorch, a middle-sized decoder
+    python -m bench.kernels --recipe all
+    python -m bench.kernels --compare            # beside the run before
 
-Needs an NVIDIA GPU. Each call finds a cold L2 cache, as in a pass, where other layers' weights have
-been through it. Bytes and FLOPs are those that the kernel's formula needs; the limits are this
-device's measured copy bandwidth and rate of float16 matrix products.
+Statistics, saved runs (in ``.benchmarks/``) and their comparison are pytest-benchmark's. Each call
+finds cold caches, as in a pass, where other layers' weights have been through them: calls take
+turns on enough copies of their operands to fill the last cache twice. On a GPU as many launches as
+move a gigabyte are one CUDA graph, whose time is divided by their number.
+
+Bytes and FLOPs are stated in :mod:`.operations`. The limits are this device's measured copy
+bandwidth and rate of matrix products, on a GPU in float16.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import pytest
 import torch
 import typer
 from rich.table import Table
-from torch import Tensor
 
+from dnd_fast.bench.latency import PAPER
+from dnd_fast.bench.operations import Operation, operations
 from dnd_fast.bench.results import append, provenance
-from dnd_fast.bench.timing import console
-from dnd_fast.kernels.device import DeviceProfile, calibrate
-from dnd_fast.kernels.plan import ConvPlan, plan_decoder
+from dnd_fast.bench.timing import console, percentiles, require_steady, seconds_text
+from dnd_fast.bench.training import MIDDLE
+from dnd_fast.kernels.device import DeviceProfile, calibrate, device_name, seconds_of
+from dnd_fast.kernels.plan import plan_decoder
 from dnd_fast.recipe import Recipe
 
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
 
-@dataclass(frozen=True)
-class Operation:
-    """A kernel at one shape.
-
-    Attributes:
-        layer: name of the convolution.
-        kernel: name of the kernel.
-        run: launches it.
-        flops, bytes_moved: that its formula needs.
-    """
-
-    layer: str
-    kernel: str
-    run: Callable[[], object]
-    flops: float
-    bytes_moved: float
+SEED = 0
+MIDDLE_NAME = "middle"
+GRAPH_BYTES = 1e9
+MAX_LAUNCHES = 1000
+ROUNDS = 5, 50  # of each operation, at least and at most
+BUDGET = 0.5  # seconds for each, if that gives enough rounds
 
 
 def main(
-    recipe: Annotated[str, typer.Option(help="A recipe's name or file.")] = "coding-7b",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A recipe's name or file, or 'all'. [default: coding-7b, on a CPU a middle-sized "
+            "decoder]"
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Adapters per pass.", min=1)] = 1,
     memory: Annotated[float, typer.Option(help="GB that the planned weights may take.")] = 20,
+    compare: Annotated[bool, typer.Option(help="Beside the run before.")] = False,
+    noisy: Annotated[bool, typer.Option(help="Report whatever the spread.")] = False,
     save: Annotated[bool, typer.Option(help="Add them to bench/results/kernels.jsonl.")] = False,
 ) -> None:
-    """Time every kernel of a recipe's plan."""
-    if not torch.cuda.is_available():
-        raise SystemExit("bench.kernels times Triton kernels: it needs an NVIDIA GPU.")
-    from triton.testing import do_bench
-
-    device = torch.device("cuda")
-    spec = Recipe.load(recipe).decoder
-    profile = calibrate(device, torch.float16, dense=True)
-    plan = plan_decoder(spec.features, spec.kernel_size, profile, batch=batch, memory=1e9 * memory)
-    rows = []
-    for choice in plan.convolutions:
-        for operation in operations(choice, batch, torch.float16, device):
-            p20, p50, p80 = (1e-3 * ms for ms in do_bench(operation.run, quantiles=[0.2, 0.5, 0.8]))
-            rows.append(describe(operation, [p20, p50, p80], profile))
-    figures = {"recipe": recipe, "batch": batch, "profile": profile.__dict__, "kernels": rows}
-    table = Table("layer", "kernel", "us", "MB", "GFLOP", "of its limit", box=None)
-    for row in rows:
-        table.add_row(
-            row["layer"],
-            row["kernel"],
-            f"{1e6 * row['p20_p50_p80_seconds'][1]:.1f}",
-            f"{row['bytes'] / 1e6:.1f}",
-            f"{row['flops'] / 1e9:.1f}",
-            f"{row['limit_share']:.0%}",
+    """Time every operation of a recipe's plan."""
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    if not gpu:
+        console.print("No GPU: the plain PyTorch forms are timed, not the Triton kernels.")
+    dtype = torch.float16 if gpu else torch.float32
+    profile = calibrate(device, dtype, dense=gpu)
+    recipe = recipe or ("coding-7b" if gpu else MIDDLE_NAME)
+    figures: dict[str, Any] = {}
+    for name in PAPER if recipe == "all" else [recipe]:
+        known = None if name == MIDDLE_NAME else Recipe.load(name)
+        spec = known.decoder if known else MIDDLE
+        plan = plan_decoder(
+            spec.features, spec.kernel_size, profile, batch=batch, memory=1e9 * memory
         )
-    console.print(table)
-    if save:
-        console.print(f"Wrote {append('kernels', figures)}.")
+        torch.manual_seed(SEED)
+        found = list(operations(spec, known, plan, batch, dtype, device))
+        rows = run_suite(found, f"{name}-batch-{batch}", profile, device, compare)
+        _print(name, rows)
+        spreads = require_steady(
+            {f"{row['layer']} {row['kernel']}": row["p20_p50_p80_seconds"] for row in rows}, noisy
+        )
+        figures = {
+            "recipe": name,
+            "batch": batch,
+            "seed": SEED,
+            "profile": profile.__dict__,
+            "spread": max(spreads.values()),
+            "kernels": rows,
+        }
+        if save:
+            console.print(f"Wrote {append('kernels', figures)}.")
     print(json.dumps(provenance() | figures))
+
+
+class Suite:
+    """The plugin that hands pytest the operations, and collects a row of each.
+
+    Args:
+        operations: to time.
+        device: that they run on.
+        profile: of the device.
+    """
+
+    def __init__(
+        self, operations: list[Operation], device: torch.device, profile: DeviceProfile
+    ) -> None:
+        self.operations, self.device, self.profile = operations, device, profile
+        self.rows: list[dict[str, Any]] = []
+
+    @pytest.fixture
+    def suite(self) -> Suite:
+        """Itself."""
+        return self
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """One test an operation, whose timer knows how many launches are one call."""
+        cases = [
+            pytest.param(
+                each,
+                id=f"{each.layer} {each.name}",
+                marks=pytest.mark.benchmark(timer=self._timer(each)),
+            )
+            for each in self.operations
+        ]
+        metafunc.parametrize("operation", cases)
+
+    def _timer(self, operation: Operation) -> Callable[[], float]:
+        count = launches(operation, self.device)
+
+        def now() -> float:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            return time.perf_counter() / count
+
+        return now
+
+
+def test_speed(benchmark: BenchmarkFixture, operation: Operation, suite: Suite) -> None:
+    """Run by :func:`run_suite`, through pytest."""
+    call = cold_call(operation, suite.device)
+    least, most = ROUNDS
+    rounds = int(BUDGET / seconds_of(call, suite.device, 0))
+    benchmark.pedantic(call, rounds=min(max(rounds, least), most))
+    assert benchmark.stats is not None
+    row = describe(operation, percentiles(benchmark.stats.stats.data), suite.profile)
+    benchmark.extra_info.update(row)
+    suite.rows.append(row)
+
+
+def run_suite(
+    operations: list[Operation],
+    name: str,
+    profile: DeviceProfile,
+    device: torch.device,
+    compare: bool,
+) -> list[dict[str, Any]]:
+    """Time operations, and save the run as pytest-benchmark does.
+
+    Args:
+        operations: to time.
+        name: of the run; only runs of one name and device are compared.
+        profile: of the device.
+        device: that they run on.
+        compare: print pytest-benchmark's table, with the run before beside this one.
+
+    Returns:
+        A row of :func:`describe` for each.
+
+    Raises:
+        SystemExit: an operation failed.
+    """
+    suite = Suite(operations, device, profile)
+    machine = "".join(c if c.isalnum() else "-" for c in device_name(device))
+    storage = Path(".benchmarks").absolute() / machine / name
+    options = [
+        "-c",
+        os.devnull,
+        "-q",
+        "--no-header",
+        "--disable-warnings",
+        "-p",
+        "no:cacheprovider",
+    ]
+    options += ["--rootdir", str(Path(__file__).parents[1]), "--import-mode=importlib"]
+    options += [f"--benchmark-storage=file://{storage}", "--benchmark-autosave"]
+    options += ["--benchmark-columns=median,iqr,min,max,rounds"]
+    if compare and not any(storage.rglob("*.json")):
+        raise SystemExit(f"there is no run of {name} in {storage} to compare with: run it once.")
+    options += ["--benchmark-compare", "--benchmark-group-by=name"] if compare else []
+    options += [] if compare else ["--benchmark-quiet"]
+    status = pytest.main([__file__, *options], plugins=[suite])
+    if status != pytest.ExitCode.OK or len(suite.rows) != len(operations):
+        raise SystemExit(f"an operation of {name} failed: no figures.")
+    return suite.rows
+
+
+def launches(operation: Operation, device: torch.device) -> int:
+    """How many are timed as one call."""
+    if device.type == "cpu":
+        return 1
+    return min(MAX_LAUNCHES, max(2, math.ceil(GRAPH_BYTES / operation.bytes_moved)))
+
+
+def cold_call(operation: Operation, device: torch.device) -> Callable[[], object]:
+    """Calls of the operation, taking turns on copies of operands; on a GPU many, as one graph."""
+    copies = 1 + math.ceil(2 * cache_bytes(device) / operation.bytes_moved)
+    count = launches(operation, device)
+    if device.type == "cpu":
+        turns = itertools.cycle([operation.make() for _ in range(min(copies, MAX_LAUNCHES))])
+        return lambda: next(turns)()
+    runs = [operation.make() for _ in range(min(copies, count))]
+    for run in runs:  # compiles kernels
+        run()
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for run in itertools.islice(itertools.cycle(runs), count):
+            run()
+
+    def replay() -> None:
+        assert runs  # the graph reads their operands
+        graph.replay()
+
+    return replay
+
+
+def cache_bytes(device: torch.device) -> int:
+    """Of the last cache."""
+    if device.type == "cuda":
+        size: int = torch.cuda.get_device_properties(device).L2_cache_size
+        return size
+    if "SC_LEVEL3_CACHE_SIZE" in os.sysconf_names:
+        return max(1 << 25, os.sysconf("SC_LEVEL3_CACHE_SIZE"))
+    return 1 << 25
 
 
 def describe(operation: Operation, seconds: list[float], profile: DeviceProfile) -> dict[str, Any]:
@@ -87,7 +246,7 @@ def describe(operation: Operation, seconds: list[float], profile: DeviceProfile)
     limit = max(operation.flops / profile.gemm_flops, operation.bytes_moved / profile.bandwidth)
     return {
         "layer": operation.layer,
-        "kernel": operation.kernel,
+        "kernel": operation.name,
         "p20_p50_p80_seconds": seconds,
         "bytes": operation.bytes_moved,
         "flops": operation.flops,
@@ -95,67 +254,19 @@ def describe(operation: Operation, seconds: list[float], profile: DeviceProfile)
     }
 
 
-def operations(
-    choice: ConvPlan, batch: int, dtype: torch.dtype, device: torch.device
-) -> Iterator[Operation]:
-    """The kernels of one convolution, on random data laid out as in a pass."""
-    from dnd_fast.kernels import triton_conv
-    from dnd_fast.kernels.bin_gemm import bin_gemm
-    from dnd_fast.kernels.direct_conv import direct_conv2d, pack_weight
-    from dnd_fast.kernels.transform import analyze, synthesize
-
-    shape, plan, size = choice.shape, choice.tiles, dtype.itemsize
-    c_in, c_out = shape.channels_in, shape.channels_out
-
-    def random(*sizes: int) -> Tensor:
-        return torch.randn(sizes, dtype=dtype, device=device)
-
-    x = random(batch, shape.height, shape.width, c_in).permute(0, 3, 1, 2)
-    out = random(batch, shape.height, shape.width, c_out).permute(0, 3, 1, 2)
-    if plan is None:
-        packed = pack_weight(random(c_out, c_in, shape.kernel, shape.kernel))
-        moved = float(x.nbytes + out.nbytes + packed.nbytes)
-        flops = batch * shape.direct_flops
-        yield Operation(
-            shape.name,
-            "direct_conv2d",
-            lambda: direct_conv2d(x, packed, out, shape.kernel),
-            flops,
-            moved,
+def _print(name: str, rows: list[dict[str, Any]]) -> None:
+    head = ("layer", "operation", "p20", "p50", "p80", "MB", "GFLOP", "of its limit")
+    table = Table(*head, title=name, box=None)
+    for row in rows:
+        table.add_row(
+            row["layer"],
+            row["kernel"],
+            *(seconds_text(value) for value in row["p20_p50_p80_seconds"]),
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['flops'] / 1e9:.2f}",
+            f"{row['limit_share']:.0%}",
         )
-        return
-    tiles, bins = batch * plan.tiles, plan.bins
-    signal, product = random(bins, 3, tiles, c_in), random(bins, 2, tiles, c_out)
-    weight = random(bins, 2, c_out, c_in)
-    into, back = (
-        triton_conv.input_matrix(plan, dtype, device),
-        triton_conv.output_matrix(plan, dtype, device),
-    )
-    inputs, kept = triton_conv.input_tiling(plan), triton_conv.output_tiling(plan)
-    root = math.sqrt(plan.points)
-    positions = inputs.size_h * inputs.size_w, kept.size_h * kept.size_w
-    bound = torch.ones((), device=device)
-    yield Operation(
-        shape.name,
-        "analyze",
-        lambda: analyze(x, into, inputs, signal, planes=3, bound=bound, sqrt_points=root),
-        2.0 * positions[0] * bins * tiles * c_in,
-        float(x.nbytes + signal.nbytes),
-    )
-    yield Operation(
-        shape.name,
-        "bin_gemm",
-        lambda: bin_gemm(signal, weight, product),
-        8.0 * bins * tiles * c_in * c_out,
-        float(signal.nbytes + weight.nbytes + product.nbytes),
-    )
-    yield Operation(
-        shape.name,
-        "synthesize",
-        lambda: synthesize(product, back, kept, out, bound=bound, sqrt_points=root),
-        2.0 * positions[1] * bins * tiles * c_out,
-        float(product.nbytes + size * batch * shape.height * shape.width * c_out),
-    )
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """Result files, ``results/BENCH.jsonl``: one line a run, only ever added to.
 
-A line holds what was measured, with what, and on which machine.
+A line holds what was measured, with what, from which random seed, and on which machine.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ import torch
 from dnd_fast.kernels.device import device_name
 
 RESULTS = Path(__file__).parent / "results"
-SCHEMA_VERSION = 2
-LIBRARIES = ("torch", "triton", "transformers", "peft")
+SCHEMA_VERSION = 3  # 3: a seed in every line, CUDA's version, more libraries
+LIBRARIES = ("torch", "triton", "transformers", "tokenizers", "peft", "numpy", "pytest-benchmark")
 
 
 def provenance() -> dict[str, Any]:
@@ -33,12 +35,16 @@ def provenance() -> dict[str, Any]:
         "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "cuda": torch.version.cuda,
+        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
     }
 
 
 def append(bench: str, figures: dict[str, Any]) -> Path:
-    """Add a line to ``results/BENCH.jsonl``: the figures after their provenance."""
+    """Add a line to ``results/BENCH.jsonl``: the figures, ``seed`` among them, after their
+    provenance."""
+    if "seed" not in figures:
+        raise ValueError(f"a result of {bench} must tell its seed; found {sorted(figures)}.")
     path = RESULTS / f"{bench}.jsonl"
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(provenance() | figures) + "\n")
@@ -53,6 +59,19 @@ def latest(bench: str, *keys: str) -> list[dict[str, Any]]:
         figures = json.loads(line)
         newest[tuple(figures[key] for key in keys)] = figures
     return list(newest.values())
+
+
+def prompts_hash(prompts: Sequence[str]) -> str:
+    """SHA-256 over the texts."""
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
+
+
+def _version(name: str) -> str:
+    """Of a library; empty where it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _git(*arguments: str) -> str:

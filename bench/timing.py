@@ -1,12 +1,13 @@
-"""Timing several variants side by side, what they agree on, and memory."""
+"""Timing several variants side by side, what they agree on, how steady they are, and memory."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 import torch
 from rich.console import Console
@@ -14,6 +15,8 @@ from rich.progress import Progress
 from torch import Tensor
 
 console = Console()
+MAX_SPREAD = 0.25
+CPU = torch.device("cpu")
 
 
 def interleaved(
@@ -62,9 +65,54 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return ((found.double() - exact).norm() / exact.norm()).item()
 
 
-def spread(values: list[float]) -> float:
+def spread(values: Sequence[float]) -> float:
     """Largest minus smallest, relative to the median."""
     return (max(values) - min(values)) / median(values)
+
+
+def percentiles(values: Sequence[float]) -> list[float]:
+    """p20, p50 and p80."""
+    cuts = quantiles(values, n=10, method="inclusive")
+    return [cuts[1], cuts[4], cuts[7]]
+
+
+def require_steady(seconds: Mapping[str, Sequence[float]], noisy: bool) -> dict[str, float]:
+    """The spread of every variant's times.
+
+    Args:
+        seconds: by name.
+        noisy: accept whatever it is.
+
+    Raises:
+        SystemExit: a spread is above MAX_SPREAD.
+    """
+    spreads = {name: spread(values) for name, values in seconds.items()}
+    unsteady = [f"{name} {value:.0%}" for name, value in spreads.items() if value > MAX_SPREAD]
+    if unsteady and not noisy:
+        raise SystemExit(
+            f"times spread too far to be reported ({', '.join(unsteady)}; at most "
+            f"{MAX_SPREAD:.0%}): the machine is busy or its clock unsteady. Try again, or pass "
+            "--noisy."
+        )
+    return spreads
+
+
+def seconds_text(value: float) -> str:
+    """In s, ms or us."""
+    if value >= 1:
+        return f"{value:.2f} s"
+    return f"{1e3 * value:.1f} ms" if value >= 1e-3 else f"{1e6 * value:.1f} us"
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let :func:`peak_memory` count from now on.
+
+    Where the kernel does not offer that, a process's own peak stays that since its start.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: torch.device) -> int:

@@ -26,7 +26,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from dnd_fast.kernels.transform import Config, known_multiple, require_gpu, require_shape
+from dnd_fast.kernels import tuned
+from dnd_fast.kernels.operands import Config, require_gpu, require_shape
+from dnd_fast.kernels.triton_functions import known_multiple
 
 
 @triton.jit
@@ -186,27 +188,52 @@ class BinGemmConfig(Config):
     tma: bool = False
 
 
-SINGLE = BinGemmConfig(block_m=64, block_n=64, block_k=16, num_warps=8, num_stages=2)
-GRADIENT = Config(block_m=64, block_n=128, block_k=64, num_warps=8, num_stages=3)
+SINGLE = (BinGemmConfig(block_m=64, block_n=64, block_k=16, num_warps=8, num_stages=2),)
+# What tuning tries for the weight gradient, the default first.
+GRADIENT = (
+    Config(block_m=64, block_n=128, block_k=64, num_warps=8, num_stages=3),
+    Config(block_m=64, block_n=64, block_k=64, num_warps=4, num_stages=3),
+    Config(block_m=64, block_n=128, block_k=32, num_warps=8, num_stages=4),
+    Config(block_m=128, block_n=64, block_k=64, num_warps=8, num_stages=3),
+)
 
 
-def default_config(x: Tensor, weight: Tensor, capability: int) -> BinGemmConfig:
-    """For :func:`bin_gemm`: narrow blocks for few rows; TMA where hardware and strides allow.
+def candidates(x: Tensor, weight: Tensor, capability: int) -> tuple[BinGemmConfig, ...]:
+    """What tuning tries, the default first: narrow blocks for few rows; TMA where hardware and
+    strides allow.
 
     Args:
-        x, weight: as given there.
+        x, weight: as given to :func:`bin_gemm`.
         capability: compute capability, 80 or more.
     """
     if x.dtype == torch.float32:
         return SINGLE
-    rows = 2 * x.shape[2]
-    block_n = min(128, max(16, triton.next_power_of_2(rows)))
+    n = min(128, max(16, triton.next_power_of_2(2 * x.shape[2])))
+    if not _wide(x, weight):  # narrow loads take more registers
+        return (
+            BinGemmConfig(64, n, 32, num_warps=8, num_stages=4),
+            BinGemmConfig(64, min(n, 64), 64, num_warps=8, num_stages=3),
+            BinGemmConfig(128, min(n, 64), 32, num_warps=8, num_stages=3),
+        )
+    copied = (
+        BinGemmConfig(128, n, 64, num_warps=8, num_stages=4, tma=True),
+        BinGemmConfig(128, n, 64, num_warps=4, num_stages=4, tma=True),
+        BinGemmConfig(128, n, 128, num_warps=8, num_stages=3, tma=True),
+        BinGemmConfig(64, n, 64, num_warps=4, num_stages=4, tma=True),
+    )
+    loaded = (
+        BinGemmConfig(128, n, 64, num_warps=8, num_stages=4),
+        BinGemmConfig(128, n, 32, num_warps=8, num_stages=4),
+        BinGemmConfig(64, n, 64, num_warps=8, num_stages=4),
+    )
+    return (*copied, *loaded) if capability >= 90 else loaded
+
+
+def _wide(x: Tensor, weight: Tensor) -> bool:
+    """Whether all rows are multiples of 16 bytes."""
     strides = (stride * weight.itemsize for stride in weight.stride()[:3])
     signals = x.shape[3] * x.itemsize, weight.shape[2] * x.itemsize
-    if math.gcd(*signals, *strides, weight.data_ptr()) % 16 == 0:
-        return BinGemmConfig(128, block_n, 64, num_warps=8, num_stages=4, tma=capability >= 90)
-    # Narrow loads take more registers.
-    return BinGemmConfig(64, block_n, 32, num_warps=8, num_stages=4)
+    return math.gcd(*signals, *strides, weight.data_ptr()) % 16 == 0
 
 
 def bin_gemm(
@@ -226,7 +253,7 @@ def bin_gemm(
         out: ``[F, 2, T, C']``, contiguous, of x's dtype: Yr, Yi.
         scale: of int8 weights, ``[F, C']`` float32, last stride 1.
         gain: a factor, applied before the product is rounded to x's dtype.
-        config: by default :func:`default_config`.
+        config: by default the device's, see :mod:`.tuned`.
 
     Raises:
         ValueError: no GPU, or the operands do not fit together.
@@ -245,7 +272,11 @@ def bin_gemm(
             f"the scale has shape {list(scale.shape)} and strides {list(scale.stride())}; "
             f"expected {[bins, channels_out]} and a last stride of 1."
         )
-    config = config or default_config(x, weight, _capability(x))
+    if config is None:
+        words = x.dtype, weight.dtype, "wide" if _wide(x, weight) else "narrow"
+        sizes = channels_out, 2 * tiles, channels
+        tried = candidates(x, weight, _capability(x))
+        config = tuned.config(tried, x.device, "bin_gemm", *words, *sizes)
     block_m, block_n, block_k = config.block_m, config.block_n, config.block_k
     blocks = bins * triton.cdiv(channels_out, block_m) * triton.cdiv(2 * tiles, block_n)
     if blocks == 0:
@@ -302,7 +333,7 @@ def bin_gemm_weight_gradient(
         dy: ``[F, 2, T, C']``, contiguous; float16 or float32.
         x: ``[F, 3, T, C]``, contiguous, of dy's dtype: the planes -Xi, Xr, Xi.
         out: ``[F, 2, C', C]`` float32, contiguous.
-        config: by default one for the dtype; without TMA.
+        config: by default the device's, see :mod:`.tuned`.
 
     Raises:
         ValueError: no GPU, or the operands do not fit together.
@@ -312,14 +343,14 @@ def bin_gemm_weight_gradient(
     require_shape("x", x, (bins, 3, tiles, channels))
     require_shape("dy", dy, (bins, 2, tiles, channels_out))
     require_shape("out", out, (bins, 2, channels_out, channels))
-    config = config or (SINGLE if x.dtype == torch.float32 else GRADIENT)
-    blocks_m, blocks_n = (
-        triton.cdiv(channels_out, config.block_m),
-        triton.cdiv(channels, config.block_n),
-    )
+    if config is None:
+        tried: tuple[Config, ...] = SINGLE if x.dtype == torch.float32 else GRADIENT
+        problem = x.dtype, channels_out, channels, 2 * tiles
+        config = tuned.config(tried, x.device, "weight_gradient", *problem)
+    blocks = triton.cdiv(channels_out, config.block_m) * triton.cdiv(channels, config.block_n)
     if out.numel() == 0:
         return
-    _weight_gradient_kernel[(2 * bins * blocks_m * blocks_n,)](
+    _weight_gradient_kernel[(2 * bins * blocks,)](
         dy_ptr=dy,
         x_ptr=x,
         out_ptr=out,

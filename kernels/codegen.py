@@ -79,8 +79,8 @@ def compile_launch(kernel: Any, arguments: Mapping[str, Any], capability: int) -
 
     Args:
         kernel: as there.
-        arguments: all keyword arguments of the launch, num_warps and num_stages among them; tensors
-            may be on the meta device.
+        arguments: all keyword arguments of the launch, num_warps among them; tensors may be on the
+            meta device.
         capability: as there.
     """
     signature, constants = {}, {}
@@ -98,8 +98,8 @@ def compile_launch(kernel: Any, arguments: Mapping[str, Any], capability: int) -
         else:
             kind = "i32" if abs(value) < 1 << 31 else "i64"
             signature[name] = kind if value % 16 else f"{kind}:16"
-    options = {name: arguments[name] for name in ("num_warps", "num_stages")}
-    return compile_report(kernel, signature, constants, capability, **options)
+    stages = arguments.get("num_stages", 3)  # Triton's default
+    return compile_report(kernel, signature, constants, capability, arguments["num_warps"], stages)
 
 
 def _resources(cubin: bytes, shared: int) -> dict[str, int]:

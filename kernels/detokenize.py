@@ -29,7 +29,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dnd_fast.kernels.transform import require_gpu
+from dnd_fast.kernels import tuned
+from dnd_fast.kernels.operands import require_gpu
 
 
 @triton.jit
@@ -127,11 +128,15 @@ def _detokenize_kernel(
 class DetokenizeConfig:
     """Columns that a program handles at a time, a power of two, and its warps."""
 
-    columns: int = 256
-    num_warps: int = 4
+    columns: int
+    num_warps: int
 
 
-DEFAULT = DetokenizeConfig()
+# What tuning tries, the default first.
+CANDIDATES = (
+    DetokenizeConfig(columns=256, num_warps=4),
+    DetokenizeConfig(columns=512, num_warps=8),
+)
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,7 @@ def detokenize(
     mean: Tensor | None = None,
     std: Tensor | None = None,
     border: bool = False,
-    config: DetokenizeConfig = DEFAULT,
+    config: DetokenizeConfig | None = None,
 ) -> None:
     """Scale tokens and write them into the LoRA tensors.
 
@@ -221,6 +226,7 @@ def detokenize(
             ``border``.
         std: ``[Nw, 1, 1]`` float32, contiguous; given with mean.
         border: the tokens carry mean and std, so that Lw = r + 2 and Cw = chunk + 2.
+        config: by default the device's, see :mod:`.tuned`.
 
     Raises:
         ValueError: a shape does not fit the targets, or a tensor is not on an NVIDIA GPU.
@@ -246,6 +252,10 @@ def detokenize(
             )
     if samples == 0:
         return
+    scale = "border" if border else "none" if mean is None else "static"
+    if config is None:
+        problem = tokens.dtype, out.dtype, scale, samples * count, targets.rank, targets.chunk
+        config = tuned.config(CANDIDATES, tokens.device, "detokenize", *problem)
     _detokenize_kernel[(count, samples)](
         tokens_ptr=tokens,
         targets_ptr=targets.table,
@@ -257,7 +267,7 @@ def detokenize(
         stride_tl=tokens.stride(2),
         stride_tc=tokens.stride(3),
         stride_ob=out.stride(0),
-        SCALE="border" if border else "none" if mean is None else "static",
+        SCALE=scale,
         RANK=targets.rank,
         CHUNK=targets.chunk,
         BLOCK_R=triton.next_power_of_2(targets.rank),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ def device_name(device: torch.device | str = "cpu") -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+
+
+def table_name(device: torch.device | str = "cpu") -> str:
+    """Of the file that holds what was measured on a device."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", device_name(device)).strip("-") + ".json"
 
 
 def seconds_of(run: Callable[[], object], device: torch.device, budget: float) -> float:

@@ -27,14 +27,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dnd_fast.kernels.transform import (
-    EpilogueName,
-    LayerNorm,
-    epilogue_store,
-    layer_norm_on_load,
-    require_gpu,
-    require_operands,
-)
+from dnd_fast.kernels import tuned
+from dnd_fast.kernels.operands import EpilogueName, LayerNorm, require_gpu, require_operands
+from dnd_fast.kernels.triton_functions import epilogue_store, layer_norm_on_load
 
 
 @triton.jit
@@ -169,8 +164,13 @@ class DirectConvConfig:
     num_stages: int
 
 
-HALF = DirectConvConfig(128, columns=32, outputs=64, inputs=32, num_warps=8, num_stages=3)
-SINGLE = DirectConvConfig(64, columns=16, outputs=32, inputs=16, num_warps=8, num_stages=2)
+# What tuning tries, the default first.
+HALF = (
+    DirectConvConfig(128, columns=32, outputs=64, inputs=32, num_warps=8, num_stages=3),
+    DirectConvConfig(128, columns=16, outputs=64, inputs=32, num_warps=8, num_stages=2),
+    DirectConvConfig(64, columns=32, outputs=64, inputs=32, num_warps=4, num_stages=3),
+)
+SINGLE = (DirectConvConfig(64, columns=16, outputs=32, inputs=16, num_warps=8, num_stages=2),)
 
 
 def pack_weight(weight: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ def direct_conv2d(
             ``"bias_residual"``.
         other: as out, any strides; may be ``out`` itself.
         amax: ``[]`` or ``[1]`` float32, raised to the largest magnitude stored.
-        config: by default one for the weight's dtype.
+        config: by default the device's, see :mod:`.tuned`.
 
     Raises:
         ValueError: no GPU, or the operands do not fit together.
@@ -236,7 +236,12 @@ def direct_conv2d(
                 f"expects {expected}."
             )
     require_operands(epilogue, shape, bias, other)
-    config = config or (SINGLE if packed.dtype == torch.float32 else HALF)
+    if config is None:
+        candidates = SINGLE if packed.dtype == torch.float32 else HALF
+        layout = "last" if x.stride(1) == 1 else "first"
+        words = packed.dtype, "normed" if norm else "plain", layout, epilogue
+        sizes = batch * height * width, channels_out, channels_in, kernel
+        config = tuned.config(candidates, x.device, "direct_conv", *words, *sizes)
     block_h, block_w = _rectangle(height, width, config)
     block_n = min(config.outputs, max(16, triton.next_power_of_2(channels_out)))
     joint = channels_in < 16

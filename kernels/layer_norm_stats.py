@@ -24,7 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dnd_fast.kernels.transform import require_gpu
+from dnd_fast.kernels import tuned
+from dnd_fast.kernels.operands import require_gpu
 
 
 @triton.jit
@@ -77,18 +78,23 @@ class Config:
     num_warps: int
 
 
-DEFAULT = Config(block=8192, num_warps=8)
+# What tuning tries, the default first.
+CANDIDATES = (
+    Config(block=8192, num_warps=8),
+    Config(block=4096, num_warps=4),
+    Config(block=2048, num_warps=4),
+)
 
 
 def layer_norm_stats(
-    x: Tensor, *, eps: float = 1e-5, config: Config = DEFAULT
+    x: Tensor, *, eps: float = 1e-5, config: Config | None = None
 ) -> tuple[Tensor, Tensor]:
     """Mean and reciprocal standard deviation over (L, C).
 
     Args:
         x: ``[B, N, L, C]``, contiguous, any float dtype up to float32.
         eps: added to the variance.
-        config: how the rows are cut.
+        config: how the rows are cut; by default the device's, see :mod:`.tuned`.
 
     Returns:
         mean and rstd, ``[B, N]`` float32.
@@ -100,6 +106,8 @@ def layer_norm_stats(
     if not x.is_contiguous():
         raise ValueError(f"x has strides {list(x.stride())}; expected a contiguous tensor.")
     rows, length = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
+    if config is None:
+        config = tuned.config(CANDIDATES, x.device, "layer_norm_stats", x.dtype, rows, length)
     chunks = triton.cdiv(length, config.block)
     mean, rstd = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
     partial_mean, partial_m2 = (x.new_empty(rows * chunks, dtype=torch.float32) for _ in range(2))

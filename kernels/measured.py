@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch.nn.functional import conv2d
 
-from dnd_fast.kernels.device import DeviceProfile, device_name, seconds_of
+from dnd_fast.kernels.device import DeviceProfile, seconds_of, table_name
 from dnd_fast.kernels.fft_conv import fft_conv2d
 from dnd_fast.kernels.plan import (
     ConvPlan,
@@ -27,7 +26,7 @@ TABLES = Path(__file__).parent / "measured"
 
 def table_path(device: torch.device | str) -> Path:
     """Where the table of a device lives."""
-    return TABLES / (re.sub(r"[^A-Za-z0-9]+", "-", device_name(device)).strip("-") + ".json")
+    return TABLES / table_name(device)
 
 
 def load_table(device: torch.device | str) -> MeasuredTimes:

@@ -151,3 +151,29 @@ def columns(n: int) -> tuple[list[int], list[int]]:
     """Frequencies along the width that are their own conjugates, and one of each other pair."""
     own = [0, n // 2] if n % 2 == 0 else [0]
     return own, [b for b in range(n // 2 + 1) if b not in own]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles of an image: how many, from one to the next, and positions of each.
+
+    The first tile's first position is ``before`` positions outside the image (0 for synthesis).
+    """
+
+    tiles_h: int
+    step_h: int
+    before_h: int
+    size_h: int
+    tiles_w: int
+    step_w: int
+    before_w: int
+    size_w: int
+
+    def columns(self, image: Tensor) -> int:
+        """(t, c) of an image ``[B, C, H, W]``."""
+        return self.tiles_h * self.tiles_w * image.shape[0] * image.shape[1]
+
+    @property
+    def folded(self) -> int:
+        """Positions of a folded tile: half of them, rounded up."""
+        return (self.size_h * self.size_w + 1) // 2

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from dnd_fast.kernels.direct_conv import direct_conv2d, pack_weight
 from dnd_fast.kernels.layer_norm_stats import layer_norm_stats
+from dnd_fast.kernels.operands import LayerNorm
 from dnd_fast.kernels.plan import CONVOLUTIONS
 from dnd_fast.kernels.tiles import FFTConvPlan
-from dnd_fast.kernels.transform import LayerNorm
 from dnd_fast.kernels.transformed_weight import TransformedWeight, largest
 from dnd_fast.kernels.triton_conv import PackedWeight, Workspace, compute_dtype, convolve
 

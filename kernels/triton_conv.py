@@ -1,8 +1,8 @@
 """The transform-domain convolution on the Triton kernels: forward, dX and dW.
 
 The same steps and layouts as :mod:`dnd_fast.kernels.fft_conv`, with every 2-D DFT as one matrix
-product with folded windows (:mod:`dnd_fast.kernels.transform`), which are loaded from the image as
-it lies in memory; results are written back with an epilogue:
+product with folded windows (:mod:`.analyze`, :mod:`.synthesize`), which are loaded from the image
+as it lies in memory; results are written back with an epilogue:
 
     x --analyze--> X [F, 3, T, C] --bin_gemm--> Y [F, 2, T, C'] --synthesize--> out
 
@@ -21,10 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnd_fast.kernels.analyze import analyze
 from dnd_fast.kernels.bin_gemm import bin_gemm, bin_gemm_weight_gradient
 from dnd_fast.kernels.dft import folded_analysis, folded_synthesis
-from dnd_fast.kernels.tiles import Cut, FFTConvPlan
-from dnd_fast.kernels.transform import LayerNorm, Tiling, analyze, synthesize
+from dnd_fast.kernels.operands import LayerNorm
+from dnd_fast.kernels.synthesize import synthesize
+from dnd_fast.kernels.tiles import Cut, FFTConvPlan, Tiling
 from dnd_fast.kernels.transformed_weight import (
     FP16_LIMIT,
     TransformedWeight,
@@ -138,7 +140,7 @@ def convolve(
         dtype: of transformed data, float16 or float32.
         norm: LayerNorm on load.
         bound: ``[]`` float32, at least max |x|; needed for float16.
-        epilogue: as :func:`dnd_fast.kernels.transform.synthesize` takes it.
+        epilogue: as :func:`dnd_fast.kernels.synthesize.synthesize` takes it.
     """
     tiles = plan.tiles * x.shape[0]
     weight = packed.weight

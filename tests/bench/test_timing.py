@@ -1,15 +1,25 @@
-"""Timers must time the work, and results must never be lost."""
+"""Timers must time the work, and unsteady times must not be reported."""
 
-import json
+import inspect
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from dnd_fast.bench import results
-from dnd_fast.bench.timing import difference, interleaved, speedup, spread
-
-CPU = torch.device("cpu")
+from dnd_fast.bench import alternatives, decoder, kernels, latency, training
+from dnd_fast.bench.timing import (
+    CPU,
+    difference,
+    interleaved,
+    peak_memory,
+    percentiles,
+    require_steady,
+    reset_peak_memory,
+    seconds_text,
+    speedup,
+    spread,
+)
 
 
 def test_a_planted_sleep_shows_up():
@@ -44,13 +54,40 @@ def test_spread_and_difference():
     assert difference(torch.tensor([3.0, 4.1]), torch.tensor([3.0, 4.0])) == pytest.approx(0.02)
 
 
-def test_results_are_only_added_to(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "RESULTS", tmp_path)
-    for figures in ({"a": 1, "x": 1}, {"a": 2, "x": 2}, {"a": 1, "x": 3}):
-        path = results.append("it", figures)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["x"] for line in lines] == [1, 2, 3]
-    assert [line["x"] for line in results.latest("it", "a")] == [3, 2]
-    assert results.latest("nothing", "a") == []
-    for key in ("schema_version", "revision", "time", "device", "threads", "versions"):
-        assert lines[0][key]
+def test_percentiles():
+    assert percentiles([float(value) for value in range(11)]) == [2.0, 5.0, 8.0]
+
+
+def test_unsteady_times_are_refused_unless_asked_for():
+    seconds = {"steady": [1.0, 1.1, 1.2], "jumpy": [1.0, 1.0, 1.3]}
+    with pytest.raises(SystemExit, match=r"reported \(jumpy 30%; at most 25%\)"):
+        require_steady(seconds, noisy=False)
+    assert require_steady(seconds, noisy=True)["jumpy"] == pytest.approx(0.3)
+    assert list(require_steady({"steady": seconds["steady"]}, noisy=False)) == ["steady"]
+
+
+@pytest.mark.parametrize("module", [decoder, kernels, latency, training, alternatives])
+def test_every_benchmark_with_times_can_refuse(module):
+    source = inspect.getsource(module.main)
+    assert "require_steady(" in source
+    assert "noisy" in inspect.signature(module.main).parameters
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts peaks")
+def test_peak_memory_counts_from_a_reset():
+    def peak_of(size):
+        reset_peak_memory(CPU)
+        before = peak_memory(CPU)
+        torch.ones(size)
+        return peak_memory(CPU) - before
+
+    big, small = peak_of(50_000_000), peak_of(1000)
+    assert 1.9e8 < big < 2.3e8
+    assert small < 2e7
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(12.3, "12.30 s"), (0.0123, "12.3 ms"), (1.23e-5, "12.3 us")]
+)
+def test_seconds_text(seconds, text):
+    assert seconds_text(seconds) == text

@@ -7,7 +7,8 @@ import torch
 
 from dnd_fast.kernels import bin_gemm as module
 from dnd_fast.kernels.bin_gemm import BinGemmConfig, bin_gemm, bin_gemm_weight_gradient
-from dnd_fast.kernels.codegen import SHARED_LIMIT, compile_launch
+from dnd_fast.kernels.codegen import SHARED_LIMIT
+from dnd_fast.kernels.plan import CONVOLUTIONS
 
 SMALL = BinGemmConfig(16, 16, 16, num_warps=1, num_stages=1)
 DTYPES = [torch.float32, torch.float16]
@@ -121,71 +122,64 @@ LAUNCHES = {
 }
 
 
-def launched(monkeypatch, kernel, call):
-    """What a call launches a kernel with, on tensors that need not exist."""
-    found = {}
-
-    class Recorder:
-        def __getitem__(self, grid):
-            return found.update
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "require_gpu", lambda *tensors: None)
-        patch.setattr(module, kernel, Recorder())
-        call()
-    return found
-
-
-def check(found, capability, dtype):
-    assert found["spills"] == 0
-    assert found["shared"] <= SHARED_LIMIT[capability]
-    if dtype != torch.float32:
-        assert found["wgmma" if capability == 90 else "mma"] > 0
-
-
-@pytest.mark.codegen
-@pytest.mark.parametrize("tma", [False, True])
-@pytest.mark.parametrize("capability", list(SHARED_LIMIT))
-@pytest.mark.parametrize("name", list(LAUNCHES))
-def test_compiles_without_spills(name, capability, tma, monkeypatch):
+def launch(name, capability):
+    """Operands that need not exist, and the candidates for them."""
     tiles, channels, channels_out, stored = LAUNCHES[name]
-    if tma and (capability < 90 or stored == torch.float32 or channels % 8):
-        pytest.skip("this launch has no such copies")
     dtype = torch.float32 if stored == torch.float32 else torch.float16
     x = torch.empty(200, 3, tiles, channels, dtype=dtype, device="meta")
     weight = torch.empty(200, 2, channels_out, channels, dtype=stored, device="meta")
     out = torch.empty(200, 2, tiles, channels_out, dtype=dtype, device="meta")
     scale = torch.empty(200, channels_out, device="meta") if stored == torch.int8 else None
-    config = module.default_config(x, weight, capability if tma else 80)
-    assert config.tma == tma
-    kernel = "_bin_gemm_tma_kernel" if tma else "_bin_gemm_kernel"
-    monkeypatch.setattr(module, "_multiprocessors", lambda x: 132)
-    arguments = launched(
-        monkeypatch, kernel, lambda: bin_gemm(x, weight, out, scale=scale, config=config)
-    )
-    found = compile_launch(getattr(module, kernel), arguments, capability)
-    print(f"\n{name}{', tma' * tma}, sm_{capability}: {found}")
-    check(found, capability, dtype)
-    assert (found["tma"] > 0) == tma
-    assert tma or channels % 2 or found["async_copies"] > 0
+    candidates = module.candidates(x, weight, capability)
+    return candidates, lambda config: bin_gemm(x, weight, out, scale=scale, config=config)
 
 
 @pytest.mark.codegen
 @pytest.mark.parametrize("capability", list(SHARED_LIMIT))
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("channels", "channels_out"), [(512, 400), (500, 125), (125, 25)])
+@pytest.mark.parametrize("name", list(LAUNCHES))
+def test_compiles_without_spills(name, capability, compiled, monkeypatch):
+    """Every candidate for the largest weights and for narrow rows, elsewhere the default."""
+    monkeypatch.setattr(module, "_multiprocessors", lambda x: 132)
+    _, channels, _, stored = LAUNCHES[name]
+    copied = capability >= 90 and stored != torch.float32 and channels % 8 == 0
+    candidates, run = launch(name, capability)
+    assert candidates[0].tma == copied
+    for config in candidates if name in ("layer-wise, 7B", "odd channels") else candidates[:1]:
+        kernel = "_bin_gemm_tma_kernel" if config.tma else "_bin_gemm_kernel"
+        title = f"{name}, {config}"
+        multiplied = None if stored == torch.float32 else torch.float16
+        found = compiled(title, module, kernel, capability, lambda c=config: run(c), multiplied)
+        assert (found["tma"] > 0) == config.tma
+        assert config.tma or channels % 2 or found["async_copies"] > 0
+
+
+@pytest.mark.codegen
+@pytest.mark.parametrize("capability", list(SHARED_LIMIT))
+@pytest.mark.parametrize(
+    ("channels", "channels_out", "dtype", "candidates"),
+    [
+        (512, 400, torch.float16, module.GRADIENT),
+        (500, 125, torch.float16, module.GRADIENT[:1]),
+        (125, 25, torch.float16, module.GRADIENT[:1]),
+        (512, 400, torch.float32, module.SINGLE),
+        (125, 25, torch.float32, module.SINGLE),
+    ],
+)
 def test_weight_gradient_compiles_without_spills(
-    channels, channels_out, dtype, capability, monkeypatch
+    channels, channels_out, dtype, candidates, capability, compiled
 ):
     x = torch.empty(200, 3, 64, channels, dtype=dtype, device="meta")
     dy = torch.empty(200, 2, 64, channels_out, dtype=dtype, device="meta")
     out = torch.empty(200, 2, channels_out, channels, device="meta")
-    arguments = launched(
-        monkeypatch, "_weight_gradient_kernel", lambda: bin_gemm_weight_gradient(dy, x, out)
-    )
-    found = compile_launch(module._weight_gradient_kernel, arguments, capability)
-    print(f"\nweight gradient, {channels} to {channels_out}, {dtype}, sm_{capability}: {found}")
-    check(found, capability, dtype)
+    for config in candidates:
+        compiled(
+            f"{channels} to {channels_out}, {config}",
+            module,
+            "_weight_gradient_kernel",
+            capability,
+            lambda c=config: bin_gemm_weight_gradient(dy, x, out, config=c),
+            dtype,
+        )
 
 
 @pytest.mark.gpu
@@ -211,6 +205,50 @@ def test_int8_on_a_gpu(tiles):
     scale = torch.rand(9, 208, device="cuda") / 1000
     expected = exact(x, weight) * scale.double()[:, None, None, :]
     for capability in (80, module._capability(x)):
-        config = module.default_config(x, weight, capability)
+        config = module.candidates(x, weight, capability)[0]
         bin_gemm(x, weight, out.fill_(torch.nan), scale=scale, config=config)
         assert error(out, expected) <= BUDGET[torch.float16]
+
+
+def large_operands(sized, name, stored):
+    """Of the largest convolution of a name: signals, weights with their scale, and an output."""
+    plan, shape = sized.plans[name].tiles, sized.plans[name].shape
+    like = {"dtype": torch.float16, "device": sized.device}
+    x = torch.empty(plan.bins, 3, plan.tiles, shape.channels_in, **like).normal_()
+    x[:, 0] = -x[:, 2]
+    sizes = plan.bins, 2, shape.channels_out, shape.channels_in
+    weight = torch.empty(sizes, dtype=stored, device=sized.device)
+    weight = weight.random_(-127, 128) if stored == torch.int8 else weight.normal_()
+    scale = torch.rand(plan.bins, shape.channels_out, device=sized.device) / 64
+    out = torch.full((plan.bins, 2, plan.tiles, shape.channels_out), torch.nan, **like)
+    return x, weight, scale if stored == torch.int8 else None, out
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.int8])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_largest_convolutions(sized, name, stored):
+    """Some bins of it, by either kernel; all must be written."""
+    x, weight, scale, out = large_operands(sized, name, stored)
+    some = torch.randint(len(x), (3,), device=sized.device)
+    expected = exact(x[some], weight[some]) / 64
+    if scale is not None:
+        expected *= scale[some].double()[:, None, None, :]
+    for capability in {80, module._capability(x)}:
+        config = module.candidates(x, weight, capability)[0]
+        bin_gemm(x, weight, out.fill_(torch.nan), scale=scale, gain=1 / 64, config=config)
+        assert out.isfinite().all()
+        assert error(out[some], expected) <= BUDGET[torch.float16]
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_weight_gradients_of_the_largest_convolutions(sized, name):
+    """Some bins of it; all must be written."""
+    x, weight, _, dy = large_operands(sized, name, torch.float16)
+    dy.normal_()
+    out = torch.full(weight.shape, torch.nan, device=sized.device)
+    bin_gemm_weight_gradient(dy, x, out)
+    assert out.isfinite().all()
+    some = torch.randint(len(x), (3,), device=sized.device)
+    leaf = weight[some].double().requires_grad_()
+    (expected,) = torch.autograd.grad(exact(x[some], leaf), leaf, dy[some].double())
+    assert error(out[some], expected) <= 1e-5  # float32 sums of up to 10^4 products

@@ -4,14 +4,9 @@ import pytest
 import torch
 import triton
 
-from dnd_fast.kernels.codegen import SHARED_LIMIT, compile_report
-from dnd_fast.kernels.detokenize import (
-    DEFAULT,
-    DetokenizeConfig,
-    TokenTargets,
-    _detokenize_kernel,
-    detokenize,
-)
+from dnd_fast.kernels import detokenize as module
+from dnd_fast.kernels.codegen import SHARED_LIMIT
+from dnd_fast.kernels.detokenize import DetokenizeConfig, TokenTargets, detokenize
 from dnd_fast.layout import TokenLayout
 from dnd_fast.lora_modules import LoraModule
 
@@ -119,7 +114,7 @@ def test_equals_the_layout(scale, dtype):
 
 @pytest.mark.interpret
 def test_static_statistics_over_several_column_blocks():
-    compare(fitted(make_layout()), config=DetokenizeConfig(columns=2))
+    compare(fitted(make_layout()), config=DetokenizeConfig(columns=2, num_warps=4))
 
 
 @pytest.mark.interpret
@@ -146,25 +141,32 @@ def test_static_statistics_on_the_gpu():
 @pytest.mark.codegen
 @pytest.mark.parametrize("capability", list(SHARED_LIMIT))
 @pytest.mark.parametrize("scale", ["none", "static", "border"])
-def test_compiles_without_spills(scale, capability):
-    """Tokens of 16 x 512, as for a 7B model."""
-    signature = {"tokens_ptr": "*bf16", "targets_ptr": "*i64", "out_ptr": "*fp32"}
-    signature |= dict.fromkeys(["stride_tb", "stride_tn", "stride_tl"], "i32")
-    constants = {"mean_ptr": None, "std_ptr": None, "stride_tc": 1}
+def test_compiles_without_spills(scale, capability, compiled):
+    """Tokens of 16 x 512, as for a 7B model; static ones with every candidate."""
+    targets = TokenTargets.make({"x.lora_A.weight": (16, 2048)}, 512, "meta")
+    border = 2 * (scale == "border")
+    tokens = torch.empty(1, 4, 16 + border, 512 + border, dtype=torch.bfloat16, device="meta")
+    out = torch.empty(1, targets.elements, device="meta")
+    options = {"border": bool(border)}
     if scale == "static":
-        signature |= {"mean_ptr": "*fp32", "std_ptr": "*fp32"}
-        constants = {"stride_tc": 1}
-    sizes = {"BLOCK_BORDER_L": 32, "BLOCK_BORDER_C": 1024}
-    found = compile_report(
-        _detokenize_kernel,
-        signature | {"stride_ob": "i32:16"},
-        constants
-        | {"SCALE": scale, "RANK": 16, "CHUNK": 512, "BLOCK_R": 16, "BLOCK_C": DEFAULT.columns}
-        | sizes,
-        capability,
-        DEFAULT.num_warps,
-        num_stages=3,
-    )
-    print(f"\n{scale}, sm_{capability}: {found}")
-    assert found["spills"] == 0
-    assert found["shared"] <= SHARED_LIMIT[capability]
+        options = {
+            "mean": torch.empty(4, 16, 512, device="meta"),
+            "std": torch.empty(4, 1, 1, device="meta"),
+        }
+    for config in module.CANDIDATES if scale == "static" else module.CANDIDATES[:1]:
+        compiled(
+            f"{scale}, {config}",
+            module,
+            "_detokenize_kernel",
+            capability,
+            lambda c=config: detokenize(tokens, targets, out, config=c, **options),
+        )
+
+
+@pytest.mark.parametrize("scale", ["static", "border"])
+def test_all_tokens_of_a_recipe(sized, scale):
+    if sized.layout is None:
+        compare(fitted(make_layout(scale)) if scale == "static" else make_layout(scale))
+        return
+    layout = TokenLayout.from_dict(sized.layout.to_dict() | {"scale": scale})
+    compare(fitted(layout) if scale == "static" else layout, torch.bfloat16)

@@ -1,7 +1,6 @@
 """The direct convolution kernel against conv2d in float64."""
 
 import itertools
-from collections import defaultdict
 
 import pytest
 import torch
@@ -9,9 +8,10 @@ import triton
 from torch.nn.functional import conv2d, layer_norm
 
 from dnd_fast.kernels import direct_conv as module
-from dnd_fast.kernels.codegen import SHARED_LIMIT, compile_report
+from dnd_fast.kernels.codegen import SHARED_LIMIT
 from dnd_fast.kernels.direct_conv import DirectConvConfig, direct_conv2d, pack_weight
-from dnd_fast.kernels.transform import LayerNorm
+from dnd_fast.kernels.operands import LayerNorm
+from dnd_fast.kernels.plan import CONVOLUTIONS
 
 SMALL = DirectConvConfig(16, columns=8, outputs=16, inputs=16, num_warps=1, num_stages=1)
 ROUNDING = {torch.float32: 1e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
@@ -204,32 +204,6 @@ def test_epilogues_on_the_gpu(dtype):
     compare_epilogues(*make((2, 13, 31, 65), 40, 5, dtype, "cuda"), ROUNDING[dtype])
 
 
-def launch(monkeypatch, *args, **options):
-    """What a call launches the kernel with, on tensors that need not exist."""
-    found = {}
-    monkeypatch.setattr(module, "require_gpu", lambda *tensors: None)
-    monkeypatch.setattr(module, "_direct_conv_kernel", defaultdict(lambda: found.update))
-    direct_conv2d(*args, **options)
-    monkeypatch.undo()
-    return found
-
-
-def report(arguments, capability):
-    """Of the kernel compiled as that launch would."""
-    options = {name: arguments.pop(name) for name in ("num_warps", "num_stages")}
-    signature, constants = {}, {}
-    for name, value in arguments.items():
-        if isinstance(value, torch.Tensor):
-            signature[name] = {2: "*fp16", 4: "*fp32"}[value.element_size()]
-        elif name.isupper() or value is None or value == 1:
-            constants[name] = value
-        else:
-            signature[name] = "i32" if value % 16 else "i32:16"
-    return compile_report(
-        module._direct_conv_kernel, signature, constants, capability=capability, **options
-    )
-
-
 # B, N, L, C as a block keeps it, the order that makes it [B, C, H, W], C', epilogue.
 LAUNCHES = {
     "path B of block 6, normalised": ((1, 2048, 32, 400), (0, 2, 1, 3), 16, "store"),
@@ -240,30 +214,68 @@ LAUNCHES = {
 }
 
 
-@pytest.mark.codegen
-@pytest.mark.parametrize("capability", list(SHARED_LIMIT))
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("name", list(LAUNCHES))
-def test_compiles_without_spills(name, dtype, capability, monkeypatch):
+def launch(name, dtype, config):
+    """As a block does it, on tensors that need not exist."""
     size, order, channels_out, epilogue = LAUNCHES[name]
     whole = torch.empty(size, dtype=dtype, device="meta")
     x = whole.permute(order)
     weight = torch.empty(channels_out, x.shape[1], 11, 11, dtype=dtype, device="meta")
     out = poisoned(x, channels_out, (0, 2, 3, 1) if x.stride(1) == 1 else (0, 1, 2, 3))
-    bias = {"tanh_bias": out[0], "bias_residual": out[0, :, 0, 0].contiguous()}.get(epilogue)
-    options = {
-        "epilogue": epilogue,
-        "bias": bias,
-        "other": out if epilogue in ("mix", "bias_residual") else None,
-        "amax": torch.empty(1, device="meta"),
-    }
+    norm = None
     if "normalised" in name:
         stats = torch.empty(size[:2], device="meta")
-        options["norm"] = LayerNorm(stats, stats, whole[0, 0], whole[0, 0], order)
-    launched = launch(monkeypatch, x, pack_weight(weight), out, 11, **options)
-    found = report(launched, capability)
-    print(f"\n{name}, {dtype}, sm_{capability}: {found}")
-    assert found["spills"] == 0
-    assert found["shared"] <= SHARED_LIMIT[capability]
-    if dtype == torch.float16:
-        assert found["wgmma" if capability == 90 else "mma"] > 0
+        norm = LayerNorm(stats, stats, whole[0, 0], whole[0, 0], order)
+    direct_conv2d(
+        x,
+        pack_weight(weight),
+        out,
+        11,
+        norm=norm,
+        epilogue=epilogue,
+        bias={"tanh_bias": out[0], "bias_residual": out[0, :, 0, 0].contiguous()}.get(epilogue),
+        other=out if epilogue in ("mix", "bias_residual") else None,
+        amax=torch.empty(1, device="meta"),
+        config=config,
+    )
+
+
+@pytest.mark.codegen
+@pytest.mark.parametrize("capability", list(SHARED_LIMIT))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("name", list(LAUNCHES))
+def test_compiles_without_spills(name, dtype, capability, compiled):
+    """Every candidate where addresses take the most registers, elsewhere the default."""
+    candidates = module.SINGLE if dtype == torch.float32 else module.HALF
+    for config in candidates if name.startswith("path A") else candidates[:1]:
+        compiled(
+            f"{name}, {config}",
+            module,
+            "_direct_conv_kernel",
+            capability,
+            lambda c=config: launch(name, dtype, c),
+            dtype,
+        )
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_largest_convolutions(sized, name):
+    """Some output channels of it; all must be written."""
+    x, norm, normed = sized.image(name)
+    out, options = sized.output(name)
+    shape = sized.plans[name].shape
+    sizes = shape.channels_out, shape.channels_in, shape.kernel, shape.kernel
+    weight = (torch.randn(sizes, device=sized.device) / shape.kernel).to(sized.dtype)
+    amax = torch.zeros(1, device=sized.device)
+    direct_conv2d(x, pack_weight(weight), out, shape.kernel, norm=norm, amax=amax, **options)
+    assert amax.item() == out.abs().max().item()  # not so if anything is still NaN
+    some = torch.randint(len(weight), (4,), device=sized.device)
+    index = torch.meshgrid(
+        torch.zeros(1, dtype=torch.int64, device=sized.device),
+        some,
+        *(torch.arange(size, device=sized.device) for size in out.shape[2:]),
+        indexing="ij",
+    )
+    expected = sized.finish(exact(normed, weight[some]), options, index)
+    rounded = sized.finish(exact(normed.to(sized.dtype), weight[some]), options, index)
+    plain = rounded.to(sized.dtype)
+    assert error(out[:, some], expected) <= 2 * error(plain, expected) + 1e-5

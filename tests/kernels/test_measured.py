@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from dnd_fast.kernels import measured
+from dnd_fast.kernels import device, measured
 from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.plan import conv_plans, decoder_convolutions, plan_decoder
 
@@ -38,7 +38,7 @@ def test_measures_every_shape_once():
 
 def test_tables_by_device(tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "TABLES", tmp_path)
-    monkeypatch.setattr(measured, "device_name", lambda device: "A (R) Chip @ 2.0, 2 cores")
+    monkeypatch.setattr(device, "device_name", lambda device: "A (R) Chip @ 2.0, 2 cores")
     assert measured.load_table("cpu") == {}
     path = measured.table_path(torch.device("cpu"))
     assert path.name == "A-R-Chip-2-0-2-cores.json"

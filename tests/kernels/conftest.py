@@ -1,0 +1,179 @@
+"""What tests of several kernels need: launches compiled for a GPU that need not be present, and the
+largest convolutions of recipes."""
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch.nn.functional import layer_norm
+
+from dnd_fast.generator import GeneratorConfig
+from dnd_fast.kernels.codegen import SHARED_LIMIT, compile_launch
+from dnd_fast.kernels.device import PROFILES
+from dnd_fast.kernels.layer_norm_stats import layer_norm_stats
+from dnd_fast.kernels.operands import LayerNorm
+from dnd_fast.kernels.plan import ConvPlan, plan_decoder
+from dnd_fast.kernels.tiles import FFTConvPlan
+from dnd_fast.layout import TokenLayout
+from dnd_fast.recipe import Recipe
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What a call launches a module's kernel with, on tensors that need not exist."""
+
+    def record(module, kernel, call):
+        found = {}
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "require_gpu", lambda *tensors: None)
+            for name in [each for each in vars(module) if each.endswith("_kernel")]:
+                ignored = {} if name != kernel else found
+                patch.setattr(module, name, defaultdict(lambda to=ignored: to.update))
+            call()
+        return found
+
+    return record
+
+
+@pytest.fixture
+def compiled(launched):
+    """Compile what a call launches, and check that it fits into a processor's memories."""
+
+    def compile_and_check(title, module, kernel, capability, call, multiplied=None):
+        arguments = launched(module, kernel, call)
+        found = compile_launch(getattr(module, kernel), arguments, capability)
+        print(f"\n{kernel}, {title}, sm_{capability}: {found}")
+        assert found["spills"] == 0
+        assert found["shared"] <= SHARED_LIMIT[capability]
+        if multiplied in (torch.float16, torch.bfloat16):  # on tensor cores
+            assert found["wgmma" if capability == 90 else "mma"] > 0
+        return found
+
+    return compile_and_check
+
+
+# Which dimensions of a contiguous tensor the kernels see as [B, C, H, W], and what they end with.
+INPUTS = {
+    "a_width": (0, 3, 2, 1),
+    "a_height": (0, 1, 2, 3),
+    "b_height": (0, 2, 1, 3),
+    "b_width": (0, 3, 1, 2),
+    "layerwise": (0, 1, 2, 3),
+}
+OUTPUTS = {
+    "a_width": (0, 3, 1, 2),
+    "a_height": (0, 2, 1, 3),
+    "b_height": (0, 1, 2, 3),
+    "b_width": (0, 3, 2, 1),
+    "layerwise": (0, 1, 2, 3),
+}
+EPILOGUES = {
+    "a_width": "store",
+    "a_height": "mix",
+    "b_height": "store",
+    "b_width": "tanh_bias",
+    "layerwise": "bias_residual",
+}
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A decoder's largest convolutions, as a block runs them; tests check slices of the results.
+
+    Attributes:
+        device, dtype: of the tensors.
+        features: of the decoder.
+        plans: the largest convolution of every name, with its tiles.
+        layout: of the tokens; None for the tiny decoder.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    features: list
+    plans: dict[str, ConvPlan]
+    layout: TokenLayout | None
+
+    def view(self, shape, order, dtype=None):
+        """Random ``[B, C, H, W]``, in memory as ``order`` says."""
+        memory = [shape[order.index(dim)] for dim in range(4)]
+        return torch.randn(memory, device=self.device).to(dtype or self.dtype).permute(order)
+
+    def image(self, name):
+        """Input of a convolution, its LayerNorm (None: it has none), and the outcome in float64."""
+        shape, order = self.plans[name].shape, INPUTS[name]
+        x = self.view((1, shape.channels_in, shape.height, shape.width), order)
+        if name not in ("a_width", "b_height"):
+            return x, None, x.double()
+        memory = x.permute([order.index(dim) for dim in range(4)])
+        affine = [torch.randn(memory.shape[2:], device=self.device).to(self.dtype) for _ in "wb"]
+        normed = layer_norm(memory.double(), memory.shape[2:], *(part.double() for part in affine))
+        norm = LayerNorm(*layer_norm_stats(memory), *affine, order)
+        return x, norm, normed.permute(order)
+
+    def output(self, name):
+        """Of a convolution: NaN everywhere; and an epilogue with random operands for it."""
+        shape, epilogue = self.plans[name].shape, EPILOGUES[name]
+        sizes = 1, shape.channels_out, shape.height, shape.width
+        out, other = (self.view(sizes, OUTPUTS[name]) for _ in range(2))
+        options = {"epilogue": epilogue}
+        if epilogue == "tanh_bias":  # [L', C'], along N
+            bias = torch.randn(shape.height, shape.channels_out, device=self.device)
+            options["bias"] = bias.to(self.dtype).T[:, :, None].expand(-1, -1, shape.width)
+        if epilogue == "bias_residual":
+            options["bias"] = torch.randn(shape.channels_out, device=self.device).to(self.dtype)
+        if epilogue in ("mix", "bias_residual"):
+            options["other"] = other
+        return out.fill_(torch.nan), options
+
+    def finish(self, y, options, index):
+        """An epilogue, in float64, of values at positions (b, c, h, w)."""
+        epilogue, bias, other = (options.get(each) for each in ("epilogue", "bias", "other"))
+        if epilogue == "tanh_bias":
+            return y.tanh() + bias.double()[index[1:]]
+        if epilogue == "mix":
+            return (y + other[index].double()) / 3
+        if epilogue == "bias_residual":
+            return y + bias.double()[index[1]] + other[index].double()
+        return y
+
+    def positions(self, tiling, shape, columns):
+        """(b, c, h, w) ``[P, columns]`` of all positions of some (tile, channel), and which of them
+        are inside the image."""
+        batch, channels, height, width = shape
+        tile, c = columns // channels, columns % channels
+        down, along = tile // (batch * tiling.tiles_w), tile // batch % tiling.tiles_w
+        p = torch.arange(tiling.size_h * tiling.size_w, device=self.device)[:, None]
+        h = down * tiling.step_h - tiling.before_h + p // tiling.size_w
+        w = along * tiling.step_w - tiling.before_w + p % tiling.size_w
+        inside = (h >= 0) & (h < height) & (w >= 0) & (w < width)
+        sides = (tile % batch).expand_as(h), c.expand_as(h)
+        return (*sides, h.clamp(0, height - 1), w.clamp(0, width - 1)), inside
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("tiny", marks=pytest.mark.interpret),
+        pytest.param("common-sense-0.5b", marks=pytest.mark.gpu),
+        pytest.param("coding-7b", marks=pytest.mark.gpu),
+    ]
+)
+def sized(request):
+    """One set of tests for three sizes, of which Triton's interpreter can afford the first."""
+    torch.manual_seed(0)
+    if request.param == "tiny":
+        features, kernel, layout = [(3, 5, 4), (2, 6, 7)], 3, None
+        device, dtype = torch.device("cpu"), torch.float16
+    else:
+        recipe = Recipe.load(request.param)
+        features, kernel = recipe.decoder.features, recipe.decoder.kernel_size
+        layout = TokenLayout.from_dict(GeneratorConfig.from_recipe(recipe).layout)
+        device, dtype = torch.device("cuda"), torch.bfloat16
+    plan = plan_decoder(features, kernel, PROFILES["h200"], algorithm="fft")
+    by_size = sorted(plan.convolutions, key=lambda each: each.shape.direct_flops)
+    plans = {each.shape.name.partition(".")[2]: each for each in by_size}  # the last one stays
+    if request.param == "tiny":  # several tiles along most axes, as in a recipe
+        for name, each in plans.items():
+            tiles = FFTConvPlan.make(each.shape.height, each.shape.width, kernel, 4, 4)
+            plans[name] = replace(each, tiles=tiles)
+    return Sized(device, dtype, features, plans, layout)
