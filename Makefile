@@ -27,5 +27,5 @@ clean:
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[encoder,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[encoder,bench,eval,dev]'
 	touch $@

@@ -1,22 +1,25 @@
 """What a user would do instead of generating an adapter: how long it takes, how well it works.
 
-    python -m bench.alternatives          # the demo's unseen tasks: minutes on two cores
+    python -m bench.alternatives          # the demo's unseen tasks: two minutes
     python -m bench.alternatives --large  # also the time alone for a base of 0.5 B parameters
 
 The alternatives: LoRA on all of a task's training answers, LoRA on a few labelled examples, and the
 same few examples in the context of every question. The generator sees the same few without answers.
-The demo's adapters are trained on the CPU, whatever else there is.
+The demo's adapters are trained on one thread of the CPU, whatever else there is: its models are too
+small for more.
 
 The last line printed is JSON, the run's provenance and these fields:
 
-* ``seed``; ``tasks``, by name; ``questions``, ``training_examples`` and ``shots`` per task;
+* ``seed``; ``prompts_sha256`` of what the generator is given; ``tasks``, by name; ``questions``,
+  ``training_examples`` and ``shots`` per task;
   ``shots_in_context`` of each task, as many as the base's context holds;
 * ``demo``: ``device``, ``threads``, and by alternative the ``seconds`` and ``accuracy`` (exact
   match) of each task, and ``ratio``, the median of its seconds over that of generation's;
 * ``large``: null, or ``recipe``, ``device``, ``dtype``, ``batch``, ``length``, ``answer_length``
   (tokens), ``encoder``, ``step_seconds`` and ``generation_seconds`` of every timed round,
-  ``stage_seconds`` of the last generation, and by number of LoRA steps ``extrapolated_seconds``
-  and ``ratio``.
+  ``stage_seconds`` of the last generation, and by number of LoRA steps ``scaled_seconds``, the
+  median step times their number, and ``ratio``;
+* ``spread`` of the times that were repeated; the demo's is p80 - p20 over its tasks.
 
 Source of the comparison: Drag-and-Drop LLMs, which sets generation against full-shot and few-shot
 tuning and examples in the context, and claims to be 2,500 to 12,000 times as fast as full-shot.
@@ -24,52 +27,43 @@ tuning and examples in the context, and claims to be 2,500 to 12,000 times as fa
 
 from __future__ import annotations
 
-import gc
 import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from statistics import mean, median
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import torch
 import typer
-from peft import LoraConfig, get_peft_model
 from rich.table import Table
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from dnd_fast.bench.encoder import load_encoder
-from dnd_fast.bench.results import append, latest, provenance
-from dnd_fast.bench.timing import console, interleaved, speedup
+from dnd_fast.bench.large import compare_large
+from dnd_fast.bench.results import append, latest, prompts_hash, provenance
+from dnd_fast.bench.timing import console, percentiles, require_steady, speedup
 from dnd_fast.cli.console import progress_bars
 from dnd_fast.demo.evaluate import EXAM_SIZE, Adapters, exam, score
 from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED, Progress
-from dnd_fast.demo.tasks import Example, Task, instruction_words, split_tasks
-from dnd_fast.generator import DEMO_MODELS, Generator, GeneratorConfig
-from dnd_fast.kernels.device import device_name, seconds_of
+from dnd_fast.demo.tasks import Example, Task, split_tasks
+from dnd_fast.generator import DEMO_MODELS, Generator
+from dnd_fast.kernels.device import device_name
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import Recipe
-from dnd_fast.train.batch import IGNORED, Batch, Encoded, encode, response_logits
-from dnd_fast.train.collect import CollectSpec, collect
+from dnd_fast.train.batch import IGNORED, Batch, Encoded, encode
+from dnd_fast.train.collect import collect
 
 STEPS = (75, 300)  # of LoRA; tuning on a few examples takes the first
 SHOTS = 8  # labelled examples, as many as the demo's generator takes prompts
 GENERATED, IN_CONTEXT, BASE = "generated", "examples in context", "base model alone"
-
-LARGE = "common-sense-0.5b"
-LARGE_MEMORY = 10e9  # bytes that its decoder may take
-BATCH, LENGTH, ANSWER_LENGTH = 8, 128, 32  # of its training step: sequences, tokens
-ROUNDS = 3
 
 T = TypeVar("T")
 
@@ -78,9 +72,10 @@ def main(
     tasks: Annotated[int, typer.Option(help="How many of the demo's.", min=1, max=12)] = 12,
     large: Annotated[
         bool | None,
-        typer.Option(help="Also 0.5 B parameters: minutes and 16 GB. [default: if on a GPU]"),
+        typer.Option(help="Also 0.5 B parameters: minutes, 12 GB. [default: if on a GPU]"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of examples, prompts and LoRA's start.")] = 0,
+    noisy: Annotated[bool, typer.Option(help="Report whatever the spread.")] = False,
     save: Annotated[
         bool, typer.Option(help="Add them to bench/results/alternatives.jsonl.")
     ] = False,
@@ -91,11 +86,25 @@ def main(
         figures = compare(split_tasks(SHIPPED_SEED)["test"][:tasks], seed, progress)
     figures["large"] = None
     if device.type == "cuda" if large is None else large:
-        figures["large"] = compare_large(device, seed)
+        figures["large"] = compare_large(device, seed, STEPS)
+    figures["spread"] = require_steady(_repeated(figures), noisy)
     _print(figures)
     if save:
         console.print(f"Wrote {append('alternatives', figures)}.")
     print(json.dumps(provenance() | figures))
+
+
+def _repeated(figures: Mapping[str, Any]) -> dict[str, Sequence[float]]:
+    """Times of work that is alike: each task's, without the slowest and fastest, and rounds'."""
+    repeated: dict[str, Sequence[float]] = {
+        name: percentiles(values) if len(values) > 1 else values
+        for name, values in figures["demo"]["seconds"].items()
+        if name not in (IN_CONTEXT, BASE)
+    }
+    if large := figures["large"]:
+        repeated["large, step"] = large["step_seconds"]
+        repeated["large, generation"] = large["generation_seconds"]
+    return repeated
 
 
 class Outcome(NamedTuple):
@@ -144,8 +153,8 @@ class Demo:
     def tune(self, examples: Sequence[Example], steps: int, seed: int) -> Adapters:
         """LoRA as the demo's collection was trained, tokenisation included; two steps or more."""
         layout = TokenLayout.from_dict(self.generator.layout.to_dict())  # without statistics
-        data = encode(self.tokenizer, (example[:2] for example in examples))
-        spec = CollectSpec(steps=steps - 1, checkpoints=1)
+        data = encode(self.tokenizer, (example.turn for example in examples))
+        spec = replace(Recipe.load("demo").collection, steps=steps - 1, checkpoints=1)
         return layout.detokenize(collect(self.base, layout, [data], spec, seed=seed)[:, -1])
 
     def accuracy(self, questions: Batch, adapters: Adapters | None = None) -> float:
@@ -155,7 +164,7 @@ class Demo:
 
     def shown(self, task: Material) -> list[Encoded]:
         """As many of the shots as the base's context holds beside the longest question."""
-        turns = encode(self.tokenizer, (example[:2] for example in task.shots))
+        turns = encode(self.tokenizer, (example.turn for example in task.shots))
         room = self.base.config.max_position_embeddings - task.exam.input_ids.shape[-1]
         return turns[: sum(end <= room for end in accumulate(len(turn.ids) for turn in turns))]
 
@@ -207,6 +216,18 @@ def alternatives(demo: Demo, seed: int) -> dict[str, Callable[[Material], Outcom
     }
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """More are slower where matrices are tiny."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def compare(
     tasks: Sequence[Task], seed: int, progress: Progress = lambda stage, done, total: None
 ) -> dict[str, Any]:
@@ -223,6 +244,9 @@ def compare(
     seconds = {name: [each.seconds for each in runs] for name, runs in outcomes.items()}
     return {
         "seed": seed,
+        "prompts_sha256": prompts_hash(
+            [example.prompt for material in materials for example in material.shots]
+        ),
         "tasks": [str(task) for task in tasks],
         "questions": EXAM_SIZE,
         "training_examples": EXAMPLES,
@@ -236,99 +260,6 @@ def compare(
             "ratio": {name: speedup(seconds, name, GENERATED) for name in seconds},
         },
     }
-
-
-def compare_large(device: torch.device, seed: int) -> dict[str, Any]:
-    """Seconds of a LoRA step and of a generation; all weights are random, which costs the same."""
-    recipe = Recipe.load(LARGE)
-    torch.manual_seed(seed)
-    dtype = faster_dtype(device)
-    step = training_step(recipe, device, dtype)
-    step_seconds = interleaved({"LoRA step": step}, ROUNDS, device)[0]["LoRA step"]
-    del step
-    gc.collect()  # base and generator need not be in memory together
-    rng = random.Random(seed)
-    # About as long as the training examples, and no two alike: each is encoded.
-    prompts = [
-        " ".join(rng.choices(instruction_words(), k=LENGTH))
-        for _ in range(recipe.condition.prompts)
-    ]
-    with console.status(f"{LARGE}: building and planning a generator"):
-        generator, encoder = _random_generator(recipe, prompts, device)
-
-    def generate() -> Tensor:
-        return next(iter(generator.generate(prompts).tensors.values()))
-
-    generation = interleaved({GENERATED: generate}, ROUNDS, device)[0][GENERATED]
-    extrapolated = {str(steps): steps * median(step_seconds) for steps in STEPS}
-    return {
-        "recipe": LARGE,
-        "device": device_name(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "batch": BATCH,
-        "length": LENGTH,
-        "answer_length": ANSWER_LENGTH,
-        "encoder": encoder,
-        "step_seconds": step_seconds,
-        "generation_seconds": generation,
-        "stage_seconds": generator.timings,
-        "extrapolated_seconds": extrapolated,
-        "ratio": {steps: value / median(generation) for steps, value in extrapolated.items()},
-    }
-
-
-def faster_dtype(device: torch.device) -> torch.dtype:
-    """float32 or bfloat16, whichever multiplies matrices of a training step's size faster."""
-
-    def seconds(dtype: torch.dtype) -> float:
-        rows = torch.randn(BATCH * LENGTH, 896, dtype=dtype, device=device)
-        weight = torch.randn(896, 4864, dtype=dtype, device=device)
-        return seconds_of(lambda: rows @ weight, device, 0.5)
-
-    return min((torch.float32, torch.bfloat16), key=seconds)
-
-
-def training_step(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
-    """One optimiser step of PEFT's LoRA on the recipe's base, with random weights and tokens.
-
-    Logits are computed for the answers alone, which favours LoRA.
-    """
-    config = AutoConfig.for_model(**recipe.base.config)
-    with device:
-        base = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        input_ids = torch.randint(config.vocab_size, (BATCH, LENGTH))
-    lora = LoraConfig(r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, target_modules="all-linear")
-    tuned = get_peft_model(base, lora).train()
-    optimizer = torch.optim.AdamW(p for p in tuned.parameters() if p.requires_grad)
-    labels = input_ids.roll(-1, dims=1)
-    labels[:, : LENGTH - ANSWER_LENGTH] = IGNORED
-    batch = Batch(input_ids, labels)
-
-    def step() -> Tensor:
-        loss = cross_entropy(*response_logits(base, batch))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
-
-
-def _random_generator(
-    recipe: Recipe, prompts: Sequence[str], device: torch.device
-) -> tuple[Generator, str]:
-    """The recipe's generator within LARGE_MEMORY, and what its encoder is."""
-    encoder, name = load_encoder("auto", prompts)
-    with device:
-        generator = Generator(GeneratorConfig.from_recipe(recipe), encoder=encoder)
-        layout = generator.layout
-        layout.set_statistics(
-            torch.zeros(layout.num_tokens, *layout.token_shape), torch.ones(layout.num_tokens, 1, 1)
-        )
-    generator.requires_grad_(False)
-    generator.to(torch.bfloat16 if device.type == "cuda" else torch.float32)
-    generator.prepare(memory=LARGE_MEMORY)
-    return generator, name
 
 
 def markdown() -> str:
@@ -360,9 +291,9 @@ def _tables(figures: Mapping[str, Any]) -> Iterator[str]:
             [(name, ratio) for name, _, ratio in _large_rows(large)],
         )
         yield (
-            f"Measured on {large['device']}, random weights. Training is extrapolated from "
-            f"{len(large['step_seconds'])} timed steps of {large['batch']} sequences of "
-            f"{large['length']} tokens in {large['dtype']}, not run."
+            f"Measured on {large['device']}, random weights. {_timed(large)} steps of training "
+            f"were timed, of {large['batch']} sequences of {large['length']} tokens in "
+            f"{large['dtype']}; the rest was not run."
         )
 
 
@@ -385,14 +316,22 @@ def _rows(demo: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def _large_rows(large: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name, seconds, ratio."""
-    seconds, ratio = large["extrapolated_seconds"], large["ratio"]
+    seconds, ratio = large["scaled_seconds"], large["ratio"]
     return [
         (GENERATED, f"{median(large['generation_seconds']):.2f}", _times(1.0)),
         *(
-            (f"LoRA, {steps} steps (extrapolated)", f"{seconds[steps]:.1f}", _times(ratio[steps]))
+            (
+                f"LoRA, {_timed(large)} steps timed, scaled to {steps}",
+                f"{seconds[steps]:.1f}",
+                _times(ratio[steps]),
+            )
             for steps in ratio
         ),
     ]
+
+
+def _timed(large: Mapping[str, Any]) -> int:
+    return len(large["step_seconds"])
 
 
 def _times(ratio: float) -> str:

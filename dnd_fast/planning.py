@@ -11,7 +11,7 @@ import torch
 
 from dnd_fast.decoder import HyperConvDecoder
 from dnd_fast.errors import InvalidInput
-from dnd_fast.kernels.device import calibrate
+from dnd_fast.kernels.device import PROFILES, calibrate
 from dnd_fast.kernels.fft_conv import WORKSPACE_BYTES
 from dnd_fast.kernels.measured import load_table
 from dnd_fast.kernels.memory import peak_bytes
@@ -86,6 +86,33 @@ def plan_for(
             "within %.3g bytes these stay in direct form: %s.", memory, ", ".join(for_memory)
         )
     return best
+
+
+def training_plan(decoder: HyperConvDecoder, batch: int, kind: str) -> DecoderPlan:
+    """The fastest plan for a forward and a backward pass of ``batch`` samples.
+
+    From assumed rates: a run that is resumed computes as it began.
+
+    Args:
+        decoder: whose shapes count, wherever it is.
+        batch: samples per pass.
+        kind: one of :data:`dnd_fast.kernels.device.PROFILES`; see :func:`kind_of`.
+    """
+    return plan_decoder(
+        decoder.features,
+        decoder.kernel_size,
+        PROFILES[kind],
+        batch=batch,
+        weights="streamed",
+        training=True,
+    )
+
+
+def kind_of(device: torch.device) -> str:
+    """Which of the assumed profiles comes nearest to ``device``."""
+    if device.type != "cuda":
+        return "cpu"
+    return "h200" if torch.cuda.get_device_capability(device) >= (9, 0) else "a100"
 
 
 def planned_memory(decoder: HyperConvDecoder, plan: DecoderPlan, batch: int = 1) -> int:

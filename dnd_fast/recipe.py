@@ -1,12 +1,13 @@
 """Recipes: what to build, as frozen dataclasses read from TOML.
 
-The six recipes of the paper and the demo's are in ``recipes/``. Shapes follow the paper's Tables 7
-and 8 and the kernel sizes of its published code.
+The six recipes of the paper and the demo's are in ``recipes/``. Shapes and training follow the
+paper's Tables 7 and 8, kernel sizes its published code.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 from collections.abc import Mapping
@@ -45,7 +46,9 @@ class ConditionSpec:
     """How prompts become the decoder's input.
 
     Attributes:
-        encoder: path or hub id of the text encoder.
+        encoder: path or hub id of the text encoder; ``"path-or-id#layer=-2"`` for a hidden layer of
+            a language model, ``"glove:vectors.txt"`` for word vectors; see
+            :meth:`dnd_fast.condition.TextEncoder.from_pretrained`.
         prompts: N, prompts in one condition.
         length: L, tokens per prompt; shorter ones are padded, longer ones truncated.
         projected_length: L after the learned length projection; absent: no projection.
@@ -71,8 +74,70 @@ class DecoderSpec:
 
 
 @dataclass(frozen=True)
+class CollectSpec:
+    """How adapters are fine-tuned on data sets: "pretrain" and "finetune" of the paper's Table 9.
+
+    The paper prints the two learning rates, not how one becomes the other: here the first ten steps
+    warm up, and the last 40 % of ``steps`` decay linearly. The defaults are its common-sense row.
+
+    Attributes:
+        steps: optimiser steps before the first adapter is kept.
+        checkpoints: further steps, after each of which one is kept.
+        learning_rate, final_learning_rate: of the first part and of the second.
+        batch: examples per adapter and step.
+        samples: examples of a data set that are used, spread evenly over it; None: all.
+        length: tokens of a conversation, beyond which its response is cut.
+        parallel: adapters trained in one forward pass.
+    """
+
+    steps: int = 75
+    checkpoints: int = 50
+    learning_rate: float = 1e-4
+    final_learning_rate: float = 1e-5
+    batch: int = 32
+    samples: int | None = 5000
+    length: int = 2048
+    parallel: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "final_learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidInput(f"{name}={getattr(self, name)!r}: it must be a positive number.")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of training: AdamW under a learning rate that warms up, then decays as a cosine.
+
+    Attributes:
+        objective: ``"mse"``, the distance to collected adapters (the paper's), or ``"sft"``, the
+            base model's loss on the data sets' own examples under the generated adapter (ours).
+        steps: optimiser steps.
+        learning_rate: its peak.
+        batch: generated adapters per step, over all GPUs.
+        examples: examples per generated adapter and step (``sft``).
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+        noise: standard deviation of Gaussian noise on the condition; a tenth of it on the target.
+        dropout: on the condition.
+        weighted: whether tokens count by their importance (``mse``), as in the paper.
+    """
+
+    objective: Literal["mse", "sft"]
+    steps: int
+    learning_rate: float
+    batch: int
+    examples: int = 6
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    noise: float = 1e-4
+    dropout: float = 0.0
+    weighted: bool = True
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """Everything needed to build an untrained generator."""
+    """Everything needed to build a generator, to collect adapters for it, and to train it."""
 
     name: str
     description: str
@@ -80,6 +145,8 @@ class Recipe:
     lora: LoraSpec
     condition: ConditionSpec
     decoder: DecoderSpec
+    collection: CollectSpec = CollectSpec()
+    phases: tuple[Phase, ...] = ()
 
     @classmethod
     def load(cls, name: str | Path) -> Recipe:
@@ -142,13 +209,17 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
             raise InvalidInput(f"{where}: found {value!r}, expected one of {args}.")
     elif origin in (Union, types.UnionType):
         if value is not None:
-            return _checked(next(arg for arg in args if arg is not type(None)), value, where)
-    elif origin is list:
+            kinds = [arg for arg in args if arg is not type(None)]
+            fitting = (k for k in kinds[:-1] if isinstance(value, get_origin(k) or k))
+            return _checked(next(fitting, kinds[-1]), value, where)
+    elif origin in (list, tuple):
         if not isinstance(value, list | tuple):
             raise InvalidInput(f"{where}: found {value!r}, expected a list.")
-        return [_checked(args[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return origin(_checked(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     elif type(value) is not (origin or hint):
         raise InvalidInput(f"{where}: found {value!r}, expected {(origin or hint).__name__}.")
     elif hint is int and value < 1:
         raise InvalidInput(f"{where}: found {value}, expected a positive integer.")
+    elif hint is float and not 0 <= value < math.inf:
+        raise InvalidInput(f"{where}: found {value}, expected a number of zero or more.")
     return value

@@ -7,7 +7,15 @@ import torch
 from safetensors.torch import save_file
 
 from dnd_fast import InvalidInput
-from dnd_fast.files import atomic_folder, read_json, read_safetensors, write_json
+from dnd_fast.files import (
+    atomic_file,
+    atomic_folder,
+    read_json,
+    read_metadata,
+    read_safetensors,
+    write_json,
+    write_safetensors,
+)
 
 
 def contents(folder):
@@ -109,3 +117,28 @@ def test_safetensors(tmp_path):
             read_safetensors(file)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_safetensors(tmp_path / "b.safetensors")
+
+
+def test_a_file_is_replaced_at_the_end(tmp_path):
+    """Also after a process was killed half-way, whose rest is not in the way."""
+    path = tmp_path / "new" / "a"
+    with atomic_file(path) as staged:
+        staged.write_text("1")
+        assert not path.exists()
+    staged.write_text("of a killed process")
+    with atomic_file(path) as staged:
+        staged.write_text("2")
+        assert path.read_text() == "1"
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as staged:
+        staged.write_text("3") / 0
+    assert contents(path.parent) == {"a": "2"}
+
+
+def test_texts_beside_tensors(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, {"x": torch.arange(3.0)}, {"step": "7"})
+    assert read_metadata(path)["step"] == "7"
+    assert read_safetensors(path)["x"].tolist() == [0, 1, 2]
+    path.write_bytes(path.read_bytes()[:9])
+    with pytest.raises(InvalidInput, match=r"a\.safetensors is truncated"):
+        read_metadata(path)

@@ -7,7 +7,7 @@ import torch
 
 from dnd_fast import Generator, HyperConvDecoder, InvalidInput, Recipe
 from dnd_fast.generator import GeneratorConfig
-from dnd_fast.recipe import from_table, recipe_names
+from dnd_fast.recipe import Phase, from_table, recipe_names
 
 PARAMETERS = {
     "common-sense-0.5b": 1113134904,
@@ -34,6 +34,13 @@ length = 5
 kernel_size = 3
 features = [[3, 5, 8], [7, 2, 4]]
 """
+PHASE = """
+[[phases]]
+objective = "mse"
+steps = 9
+batch = 4
+learning_rate = 1e-3
+"""
 
 
 def test_the_papers_recipes_and_the_demos_are_there():
@@ -47,6 +54,32 @@ def test_parameter_counts(name):
     with torch.device("meta"):
         decoder = HyperConvDecoder(spec.features, spec.kernel_size)
     assert sum(parameter.numel() for parameter in decoder.parameters()) == PARAMETERS[name]
+
+
+BATCHES = {
+    "common-sense-0.5b": 128,
+    "coding-1.5b": 128,
+    "math-1.5b": 128,
+    "coding-7b": 48,
+    "math-7b": 48,
+    "multimodal-3b": 64,
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_training_is_the_papers(name):
+    """Table 7; the objective is the paper's alone."""
+    (phase,) = Recipe.load(name).phases
+    assert phase == Phase(
+        objective="mse",
+        steps=5000,
+        learning_rate=3e-5,
+        batch=BATCHES[name],
+        weight_decay=0.1,
+        clip=1.0,
+        noise=1e-4,
+        weighted=True,
+    )
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -95,6 +128,10 @@ def test_a_recipe_from_a_file(tmp_path):
         ("[7, 2, 4]", "[7, 2, 4.0]", r"decoder: features\[1\]\[2\]: found 4.0, expected int"),
         ("[7, 2, 4]", "7", r"features\[1\]: found 7, expected a list"),
         ("[lora]", "[lora", "not valid TOML"),
+        ("[lora]", PHASE.replace("mse", "gan") + "[lora]", r"phases\[0\]: objective: found 'gan'"),
+        ("[lora]", PHASE.replace("1e-3", "nan") + "[lora]", "learning_rate: found nan"),
+        ("[lora]", PHASE.replace("1e-3", "-1.0") + "[lora]", "found -1.0, expected a number of"),
+        ("[lora]", PHASE.replace("steps = 9", "") + "[lora]", "entry 'steps' is missing"),
         ("[lora]\nrank = 2\nalpha = 4", "", "entry 'lora' is missing"),
         ("[lora]\nrank = 2\nalpha = 4", "[[lora]]\nrank = 2", "lora: expected a table"),
     ],

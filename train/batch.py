@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+
+from dnd_fast.errors import InvalidInput
+from dnd_fast.train.datasets import Example
 
 IGNORED = -100
 
@@ -31,20 +37,62 @@ class Batch(NamedTuple):
         """The same with other leading dimensions."""
         return Batch(*(tensor.view(*lead, tensor.shape[-1]) for tensor in self))
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(*(tensor.to(device) for tensor in self))
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, examples: Iterable[tuple[str, str]]
-) -> list[Encoded]:
-    """Tokenise (prompt, response) pairs by the tokenizer's chat template."""
+
+def encode(tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example]) -> list[Encoded]:
+    """Tokenise conversations by the tokenizer's chat template.
+
+    A response starts where its conversation first differs from what the model is asked with.
+
+    Raises:
+        InvalidInput: there is no chat template, or it refuses a conversation or a response.
+    """
+    require_chat_template(tokenizer)
     examples = list(examples)
-    asked = [[{"role": "user", "content": prompt}] for prompt, _ in examples]
-    answered = [
-        [*turns, {"role": "assistant", "content": response}]
-        for turns, (_, response) in zip(asked, examples, strict=True)
+    systems = [
+        [{"role": "system", "content": e.system}] if e.system is not None else [] for e in examples
     ]
-    starts = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
-    whole = tokenizer.apply_chat_template(answered, return_dict=False)
-    return [Encoded(ids, len(start)) for ids, start in zip(whole, starts, strict=True)]
+    asked = [
+        [*system, {"role": "user", "content": example.prompt}]
+        for system, example in zip(systems, examples, strict=True)
+    ]
+    answered = [
+        [*turns, {"role": "assistant", "content": example.response}]
+        for turns, example in zip(asked, examples, strict=True)
+    ]
+    try:
+        starts = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+        whole = tokenizer.apply_chat_template(answered, return_dict=False)
+    except TemplateError as error:
+        raise InvalidInput(
+            f"the chat template of the tokenizer {tokenizer.name_or_path!r} refuses a "
+            f"conversation: {error}"
+        ) from error
+    encoded = [Encoded(ids, _common(ids, start)) for ids, start in zip(whole, starts, strict=True)]
+    if any(start == len(ids) for ids, start in encoded):
+        raise InvalidInput(
+            f"the chat template of the tokenizer {tokenizer.name_or_path!r} leaves out a response."
+        )
+    return encoded
+
+
+def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise InvalidInput unless the tokenizer knows how a conversation is put together."""
+    if tokenizer.chat_template is None:
+        raise InvalidInput(
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template, which puts a prompt "
+            "and its response together; take the tokenizer of a chat model of the same family "
+            "(--tokenizer), or set tokenizer.chat_template and save it."
+        )
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def collate(sequences: Sequence[Encoded]) -> Batch:
@@ -65,7 +113,8 @@ def applied(
 ) -> Iterator[None]:
     """Apply K adapters while the block runs: sequence ``k * B + b`` of a batch sees adapter k.
 
-    Differentiable in the adapters.
+    Differentiable in the adapters, which multiply in the dtype of what they are applied to. Where
+    :func:`recomputed` is used, the backward pass belongs into the block, too.
 
     Args:
         model: a causal LM.
@@ -77,7 +126,8 @@ def applied(
     def add(a: Tensor, b: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = inputs[0].reshape(len(a), -1, inputs[0].shape[-1])
-            return output + torch.bmm(torch.bmm(x, a.mT), b.mT * scaling).view_as(output)
+            down, up = a.mT.to(x.dtype), (b.mT * scaling).to(x.dtype)
+            return output + torch.bmm(torch.bmm(x, down), up).view_as(output)
 
         return hook
 
@@ -94,24 +144,58 @@ def applied(
             handle.remove()
 
 
+@contextmanager
+def recomputed(model: PreTrainedModel) -> Iterator[None]:
+    """Keep only the inputs of the model's blocks for backward passes within, which run them again.
+
+    Raises:
+        InvalidInput: the model has no list of blocks.
+    """
+    blocks = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(blocks, nn.ModuleList):
+        raise InvalidInput(f"{type(model).__name__} has no blocks that could be recomputed.")
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the class's own one again
+
+
 def response_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits ``[tokens, vocabulary]`` and labels ``[tokens]`` of the response positions only."""
-    hidden = model.get_decoder()(batch.input_ids, use_cache=False).last_hidden_state
     answered = batch.labels != IGNORED
-    return model.get_output_embeddings()(hidden[answered]), batch.labels[answered]
+
+    def select(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][answered],)
+
+    # Before the head, because logits of every position are large; the whole model, because some
+    # scale or cap what the head gives.
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        logits = model(batch.input_ids, use_cache=False).logits
+    finally:
+        handle.remove()
+    return logits, batch.labels[answered]
 
 
 def adapter_losses(
     model: PreTrainedModel, adapters: Mapping[str, Tensor], scaling: float, batch: Batch
 ) -> Tensor:
     """Mean next-token loss of each adapter on its own sequences: ``[K, B, T]`` -> ``[K]``."""
-    count = batch.input_ids.shape[0]
     with applied(model, adapters, scaling):
-        logits, labels = response_logits(model, batch.view(-1))
+        total = summed_losses(model, batch)
+    return total / (batch.labels != IGNORED).sum((1, 2))
+
+
+def summed_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Summed next-token losses ``[K]`` of a batch ``[K, B, T]`` under :func:`applied` adapters."""
+    count = batch.input_ids.shape[0]
+    logits, labels = response_logits(model, batch.view(-1))
     loss = cross_entropy(logits.float(), labels, reduction="none")
     owner = (batch.labels != IGNORED).nonzero()[:, 0]
-    total = loss.new_zeros(count).index_add(0, owner, loss)
-    return total / torch.bincount(owner, minlength=count)
+    return loss.new_zeros(count).index_add(0, owner, loss)
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """A collection: many data sets, each with adapters fine-tuned on it, as a folder.
 
-collection.json                            base, LoRA settings, data sets with their hashes
+collection.json                            base, LoRA settings, finished data sets with their hashes
 datasets/NAME.jsonl                        what the adapters were trained on
 adapters/NAME/step-00076/                  one adapter after that step, in PEFT's format
+state.safetensors                          where an unfinished dnd-fast collect goes on
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from torch import Tensor
 
 from dnd_fast.adapter import CONFIG_FILE, Adapter
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_folder, read_json, write_json
+from dnd_fast.files import atomic_file, read_json, write_json
 from dnd_fast.recipe import from_table
 from dnd_fast.train.datasets import Dataset
 
 MANIFEST_FILE = "collection.json"
+STATE_FILE = "state.safetensors"
 FORMAT_VERSION = 1
 
 
@@ -33,14 +35,14 @@ class Manifest:
         base, tokenizer: paths or hub ids.
         rank, lora_alpha, target_modules: of every adapter, as PEFT names them.
         settings: how the adapters were trained.
-        datasets: SHA-256 of each data set's file, by name.
+        datasets: SHA-256 of each data set's file, by name, of those that are finished.
     """
 
     base: str
     tokenizer: str
     rank: int
     lora_alpha: int
-    target_modules: list[str]
+    target_modules: list[str] | str
     settings: dict[str, Any]
     datasets: dict[str, str]
     format_version: int = FORMAT_VERSION
@@ -64,8 +66,8 @@ class Collection:
 
         Raises:
             FileNotFoundError: there is no collection.
-            InvalidInput: the description is damaged, a data set has changed or has no adapter, or
-                adapters differ in base, rank or alpha.
+            InvalidInput: it is unfinished, the description is damaged, a data set has changed or
+                has no adapter, or adapters differ in base, rank or alpha.
         """
         folder = Path(folder)
         if not (folder / MANIFEST_FILE).is_file():
@@ -74,12 +76,17 @@ class Collection:
                 "collect --help."
             )
         collection = cls(folder, read_manifest(folder))
+        if (folder / STATE_FILE).exists() or not collection.names:
+            raise InvalidInput(
+                f"{folder} is not finished: run the same dnd-fast collect again, which goes on "
+                "where it stopped."
+            )
         for name in collection.names:
             collection.dataset(name)
             if not collection.checkpoints(name):
                 raise InvalidInput(
-                    f"{folder}: the data set {name!r} has no adapter yet; run the same dnd-fast "
-                    "collect again, which goes on where it stopped."
+                    f"{folder}: the data set {name!r} has no adapter: adapters/{name} is gone. "
+                    f"Remove {name!r} from {MANIFEST_FILE} and run the same dnd-fast collect again."
                 )
             for checkpoint in collection.checkpoints(name):
                 collection._check(checkpoint)
@@ -160,5 +167,5 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write or replace the description, atomically."""
-    with atomic_folder(folder) as staged:
-        write_json(staged / MANIFEST_FILE, dataclasses.asdict(manifest))
+    with atomic_file(folder / MANIFEST_FILE) as staged:
+        write_json(staged, dataclasses.asdict(manifest))

@@ -51,9 +51,9 @@ def progress_bars() -> Iterator[Any]:
     with Progress(*columns, console=console) as bars:
         stages: dict[str, Any] = {}
 
-        def report(stage: str, done: int, total: int) -> None:
+        def report(stage: str, done: int, total: int, note: str = "") -> None:
             if stage not in stages:
                 stages[stage] = bars.add_task(stage, total=total)
-            bars.update(stages[stage], completed=done)
+            bars.update(stages[stage], completed=done, description=f"{stage}{note}")
 
         yield report

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from dnd_fast.cli.console import console, progress_bars
 from dnd_fast.files import atomic_folder, write_json
@@ -19,8 +20,19 @@ def demo(
     retrain: Annotated[
         bool, typer.Option(help="First rebuild base and generator from nothing (twenty minutes).")
     ] = False,
+    export: Annotated[
+        Path | None, typer.Option(help="Only write the tasks as data sets to this folder.")
+    ] = None,
 ) -> None:
     """See it work: an adapter for a task that the embedded generator never saw."""
+    if export is not None:
+        from dnd_fast.demo.export import export as export_tasks
+
+        commands = export_tasks(export)
+        console.print(f"Wrote data sets to [bold]{escape(str(export))}[/bold]. From there:\n")
+        for command in commands:
+            console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
+        return
     if retrain:
         from dnd_fast.demo import retrain as pipeline
         from dnd_fast.generator import DEMO_MODELS

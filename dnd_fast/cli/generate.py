@@ -17,7 +17,9 @@ def generate(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the adapter, in PEFT's format.")],
     generator: Annotated[str, typer.Option(help=GENERATOR_HELP)] = "demo",
-    device: Annotated[str | None, typer.Option(help="'cpu', 'cuda', … [default: best]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="'cpu', 'cuda', …", show_default="best")
+    ] = None,
     impl: Annotated[Impl, typer.Option(help="How the decoder runs.")] = Impl.auto,
     seed: Annotated[int, typer.Option(help="Of the choice among more prompts than needed.")] = 0,
 ) -> None:
@@ -30,7 +32,7 @@ def generate(
     adapter = generate_adapter(prompts, loaded, device=device, impl=impl.value, seed=seed)
     adapter.save(out)
     stages = ", ".join(f"{name} {1e3 * value:.0f} ms" for name, value in loaded.timings.items())
-    base = adapter.config["base_model_name_or_path"] or "its base model"
+    base = loaded.layout.base_model or "its base model"
     console.print(
         f"Wrote an adapter for {escape(base)} to [bold]{escape(str(out))}[/bold] ({stages})."
     )

@@ -35,7 +35,7 @@ def plan(
     memory: Annotated[float | None, typer.Option(help="GB for the convolutions' weights.")] = None,
     weights: Annotated[
         Weights | None,
-        typer.Option(help="How transformed weights are kept. [default: cached]"),
+        typer.Option(help="How transformed weights are kept.", show_default="cached"),
     ] = None,
     training: Annotated[
         bool, typer.Option("--training", help="Forward and backward pass, weights streamed.")

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dnd_fast.demo.retrain import (
@@ -21,6 +20,7 @@ from dnd_fast.demo.retrain import (
 from dnd_fast.demo.tasks import Split, Task
 from dnd_fast.generator import Generator
 from dnd_fast.train.batch import Batch, collate, encode, exact_match, respond
+from dnd_fast.train.evaluation.evaluate import most_similar, pooled
 
 EXAM_SIZE = 64  # test prompts per task
 PROMPT_BATCHES = 3  # conditions drawn per task
@@ -39,7 +39,7 @@ def exam(
 ) -> Batch:
     """Test examples of K tasks as ``[K, size, T]``: unseen words, seen wordings by default."""
     examples = [
-        example[:2] for task in tasks for example in task.examples(size, "test", 1, wordings)
+        example.turn for task in tasks for example in task.examples(size, "test", 1, wordings)
     ]
     return collate(encode(tokenizer, examples)).view(len(tasks), size)
 
@@ -127,12 +127,10 @@ def evaluate(
 def _nearest(conditions: Tensor, others: Tensor) -> list[int]:
     """For each task the one among ``others`` whose mean prompt embedding is most similar."""
 
-    def means(pool: Tensor) -> Tensor:
-        real = (pool != 0).any(-1).float()
-        pooled = pool.float().sum(2) / real.sum(2, keepdim=True)
-        return normalize(pooled.mean(1), dim=-1)
-
-    return (means(conditions) @ means(others).T).argmax(1).tolist()
+    signatures, other_signatures = (
+        torch.stack([pooled(pool).mean(0) for pool in each]) for each in (conditions, others)
+    )
+    return most_similar(signatures, other_signatures)
 
 
 def _on_trained_tasks(trained: Trained, scaling: float) -> dict[str, float]:
@@ -176,7 +174,7 @@ def _on_unseen_skill(trained: Trained, seed: int, progress: Progress) -> dict[st
     datasets = [
         encode(
             trained.tokenizer,
-            (example[:2] for example in everything[i].examples(EXAMPLES, "train", 0)),
+            (example.turn for example in everything[i].examples(EXAMPLES, "train", 0)),
         )
         for i in kept
     ]

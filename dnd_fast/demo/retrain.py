@@ -23,16 +23,14 @@ from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.generator import Generator, GeneratorConfig
 from dnd_fast.recipe import Recipe
 from dnd_fast.train.batch import Encoded, encode
-from dnd_fast.train.collect import CollectSpec, collect
-from dnd_fast.train.fit import FitSpec, fit
+from dnd_fast.train.collect import collect
+from dnd_fast.train.material import Source
+from dnd_fast.train.pairs import Pairing
+from dnd_fast.train.trainer import Record, Trainer
 
 SHIPPED_SEED = 0  # of the files that come with the package
 EXAMPLES = 192  # training examples of each task
 POOL = 96  # of which so many lend their prompts as conditions
-PHASES = (
-    FitSpec("mse", steps=900, learning_rate=3e-3),
-    FitSpec("sft", steps=500, learning_rate=5e-4),
-)
 
 Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all
 
@@ -78,14 +76,14 @@ def retrain(seed: int, progress: Progress = lambda stage, done, total: None) -> 
     tasks = split_tasks(seed)
     everything = [*tasks["train"], *tasks["validation"], *tasks["test"]]
     datasets = [
-        encode(tokenizer, (example[:2] for example in task.examples(EXAMPLES, "train", 0)))
+        encode(tokenizer, (example.turn for example in task.examples(EXAMPLES, "train", 0)))
         for task in everything
     ]
     tokens = collect(
         base,
         generator.layout,
         datasets,
-        CollectSpec(),
+        Recipe.load("demo").collection,
         seed=seed,
         progress=_named(progress, "collect an adapter per task"),
     )
@@ -139,21 +137,37 @@ def train_generator(
     """Fit the statistics, then train phase by phase: the generator after each, by objective."""
     generator.layout.fit(tokens.flatten(0, 1))
     targets = generator.layout.normalize(tokens)
+    sources = [
+        Source(str(index), (conditions[index],), targets[index], examples)
+        for index, examples in enumerate(datasets)
+    ]
+    pairing = Pairing(
+        seed,
+        generator.config.condition.prompts,
+        candidates=(conditions.shape[1],) * len(datasets),
+        checkpoints=(tokens.shape[1],) * len(datasets),
+        examples=tuple(map(len, datasets)),
+    )
+    phases = Recipe.load("demo").phases
     finished = {}
-    for index, phase in enumerate(PHASES):
-        fit(
-            generator.decoder,
-            generator.layout,
-            base,
-            conditions,
-            targets,
-            datasets,
-            phase,
-            seed=seed + index,
-            progress=_named(progress, f"train the generator ({phase.objective})"),
-        )
-        name = "+".join(done.objective for done in PHASES[: index + 1])
-        finished[name] = copy.deepcopy(generator)
+
+    def keep(index: int) -> None:
+        name = "+".join(phase.objective for phase in phases[: index + 1])
+        finished[name] = copy.deepcopy(generator).eval()
+
+    def report(step: Record) -> None:
+        progress(f"train the generator ({step.objective})", step.done, step.steps)
+
+    Trainer(
+        generator.decoder,
+        generator.layout,
+        sources,
+        pairing,
+        phases,
+        base=base,
+        stepped=report,
+        phase_done=keep,
+    ).fit()
     return finished
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from statistics import mean
@@ -23,8 +24,9 @@ from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED
 from dnd_fast.demo.tasks import Example, Task, split_tasks
 from dnd_fast.generator import DEMO_MODELS, Generator
 from dnd_fast.layout import TokenLayout
+from dnd_fast.recipe import Recipe
 from dnd_fast.train.batch import collate, encode, exact_match, respond
-from dnd_fast.train.collect import CollectSpec, collect
+from dnd_fast.train.collect import collect
 
 SHOWN = 0  # which of the held-out tasks
 
@@ -82,7 +84,7 @@ def show(console: Console, out: Path) -> dict[str, Any]:
         begin = time.perf_counter()
         oracle = _trained_adapters(base, tokenizer, generator.layout, tasks)
         training = (time.perf_counter() - begin) / len(tasks)
-    batch = collate(encode(tokenizer, (e[:2] for questions in exams for e in questions)))
+    batch = collate(encode(tokenizer, (e.turn for questions in exams for e in questions)))
     batch = batch.view(len(tasks), EXAM_SIZE)
     scores = {
         name: exact_match(base, batch, tensors, adapter.scaling).tolist()
@@ -136,10 +138,10 @@ def _trained_adapters(
 ) -> dict[str, torch.Tensor]:
     """The oracle: one adapter per task, trained as the collection was."""
     datasets = [
-        encode(tokenizer, (e[:2] for e in task.examples(EXAMPLES, "train", 0))) for task in tasks
+        encode(tokenizer, (e.turn for e in task.examples(EXAMPLES, "train", 0))) for task in tasks
     ]
     unfitted = TokenLayout.from_dict(layout.to_dict())
-    spec = CollectSpec(checkpoints=1)
+    spec = dataclasses.replace(Recipe.load("demo").collection, checkpoints=1)
     return unfitted.detokenize(collect(base, unfitted, datasets, spec, seed=SHIPPED_SEED)[:, -1])
 
 

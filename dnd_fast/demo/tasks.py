@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from dnd_fast.train import datasets
+
 Split = Literal["train", "validation", "test"]
 
 
@@ -23,6 +25,11 @@ class Example(NamedTuple):
     prompt: str
     answer: str
     word: str
+
+    @property
+    def turn(self) -> datasets.Example:
+        """As training takes it."""
+        return datasets.Example(self.prompt, self.answer)
 
 
 class Grade(NamedTuple):
@@ -395,6 +402,11 @@ class Task:
 
     def __str__(self) -> str:
         return f"{self.skill}, {self.format}, {self.domain} words"
+
+    @property
+    def name(self) -> str:
+        """As a file's name."""
+        return f"{self.skill}-{self.format}-{self.domain}".replace(" ", "-")
 
     def answer(self, word: str) -> str:
         """The correct answer for ``word``."""

@@ -9,11 +9,14 @@ import typer
 from typer.testing import CliRunner
 
 from dnd_fast.bench import alternatives as bench
+from dnd_fast.bench import large as large_bench
 from dnd_fast.bench import results
+from dnd_fast.bench.timing import require_steady
 from dnd_fast.demo.retrain import SHIPPED_SEED
 from dnd_fast.demo.tasks import split_tasks
 from dnd_fast.recipe import Recipe
 from dnd_fast.train.batch import IGNORED, collate, encode, respond
+from dnd_fast.train.datasets import Example
 
 TASK = split_tasks(SHIPPED_SEED)["test"][0]
 
@@ -34,7 +37,7 @@ def test_accuracy_against_hand_made_answers(demo):
     said = respond(demo.base, demo.tokenizer, [prompts])[0]
     assert all(said)
     answers = [said[0], f"{said[1]}a", said[2], said[3][:-1]]
-    batch = collate(encode(demo.tokenizer, zip(prompts, answers, strict=True))).view(1, 4)
+    batch = collate(encode(demo.tokenizer, map(Example, prompts, answers))).view(1, 4)
     assert demo.accuracy(batch) == 0.5
 
 
@@ -93,7 +96,8 @@ def test_one_task(monkeypatch, tmp_path):
     assert figures["large"] is None
     demo = figures["demo"]
     assert demo["device"]
-    assert demo["threads"] == torch.get_num_threads()
+    assert demo["threads"] == 1
+    assert len(figures["prompts_sha256"]) == 64
     assert set(demo["seconds"]) == set(demo["accuracy"]) == set(demo["ratio"]) == names
     assert all(len(values) == 1 for values in demo["seconds"].values())
     assert demo["accuracy"]["generated"][0] > 0.5
@@ -105,31 +109,48 @@ def test_one_task(monkeypatch, tmp_path):
     table = bench.markdown()
     assert "| examples in context |" in table
     assert "0.49 M parameters" in table
-    assert "extrapolated" not in table
+    assert "scaled" not in table
 
 
-def test_large_is_extrapolated_and_says_so(monkeypatch, tmp_path):
+def test_large_is_scaled_and_says_so(monkeypatch, tmp_path):
     """With the demo's recipe in place of the large one."""
-    monkeypatch.setattr(bench, "LARGE", "demo")
+    monkeypatch.setattr(large_bench, "LARGE", "demo")
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    large = bench.compare_large(torch.device("cpu"), seed=0)
+    large = large_bench.compare_large(torch.device("cpu"), seed=0, steps=(75, 300))
     assert large["recipe"] == "demo"
     assert large["encoder"] == "all-MiniLM-L6-v2"
-    assert len(large["step_seconds"]) == len(large["generation_seconds"]) == bench.ROUNDS
-    assert large["extrapolated_seconds"]["300"] == pytest.approx(300 * large["step_seconds"][1])
+    assert len(large["step_seconds"]) == len(large["generation_seconds"]) == large_bench.ROUNDS
+    assert large["scaled_seconds"]["300"] == pytest.approx(300 * large["step_seconds"][1])
     generation = large["generation_seconds"][1]
     assert large["ratio"]["75"] == pytest.approx(75 * large["step_seconds"][1] / generation)
     demo = {"device": "a machine", "seconds": {}, "accuracy": {}, "ratio": {}}
     results.append(
         "alternatives",
-        {"tasks": [], "questions": 64, "training_examples": 192, "demo": demo, "large": large},
+        {
+            "seed": 0,
+            "tasks": [],
+            "questions": 64,
+            "training_examples": 192,
+            "demo": demo,
+            "large": large,
+        },
     )
     table = bench.markdown()
-    assert "| LoRA, 300 steps (extrapolated) |" in table
-    assert "extrapolated from 3 timed steps of 8 sequences of 128 tokens" in table
+    assert "| LoRA, 3 steps timed, scaled to 300 |" in table
+    assert "3 steps of training were timed, of 8 sequences of 128 tokens" in table
+
+
+def test_the_demo_must_be_steady_too():
+    """Rounds are compared as they are, tasks without the slowest and the fastest."""
+    seconds = {"generated": [*[1.0, 1.1] * 5, 9.0], "examples in context": [1.0, 5.0]}
+    large = {"step_seconds": [1.0, 1.4], "generation_seconds": [1.0, 1.1]}
+    repeated = bench._repeated({"demo": {"seconds": seconds}, "large": large})
+    assert require_steady(repeated, noisy=True)["generated"] < 0.25
+    with pytest.raises(SystemExit, match=r"\(large, step 33%; at most 25%\)"):
+        require_steady(repeated, noisy=False)
 
 
 def test_a_training_step_trains_lora_alone():
-    step = bench.training_step(Recipe.load("demo"), torch.device("cpu"), torch.float32)
+    step = large_bench.training_step(Recipe.load("demo"), torch.device("cpu"), torch.float32)
     losses = [step().item() for _ in range(20)]
     assert losses[-1] < losses[0]

@@ -55,7 +55,7 @@ def test_the_base_alone_cannot_do_it(base, batch):
 
 
 def test_the_shipped_tokenizer_is_the_codes(tokenizer):
-    examples = [example[:2] for task in TASKS for example in task.examples(4, "test", 0)]
+    examples = [example.turn for task in TASKS for example in task.examples(4, "test", 0)]
     assert encode(tokenizer, examples) == encode(build_tokenizer(), examples)
 
 

@@ -66,7 +66,7 @@ def test_changed_dataset_is_refused(spoiled):
 def test_dataset_without_adapters_is_refused(spoiled):
     folder = next((spoiled / "adapters").iterdir())
     shutil.rmtree(folder)
-    with pytest.raises(InvalidInput, match=f"'{folder.name}' has no adapter yet"):
+    with pytest.raises(InvalidInput, match=f"'{folder.name}' has no adapter"):
         Collection.open(spoiled)
 
 

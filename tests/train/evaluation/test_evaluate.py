@@ -1,0 +1,275 @@
+"""The table of an evaluation: against the demo's own measurement, and figures made by hand."""
+
+import json
+from statistics import mean
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dnd_fast import Adapter, Generator, InvalidInput
+from dnd_fast.demo.evaluate import exam
+from dnd_fast.generator import DEMO_MODELS
+from dnd_fast.train.base import load_base
+from dnd_fast.train.batch import (
+    IGNORED,
+    applied,
+    collate,
+    encode,
+    exact_match,
+    summed_losses,
+)
+from dnd_fast.train.datasets import Example
+from dnd_fast.train.evaluation import evaluate as methods
+from dnd_fast.train.evaluation.evaluate import Examiner, HeldOut, evaluate, generate_adapter, worn
+from dnd_fast.train.evaluation.metrics import Metric, Settings, make_metric
+from dnd_fast.train.evaluation.questions import Question
+from dnd_fast.train.evaluation.scores import Evaluation, estimate, merged, wilson
+
+SIZE = 16  # questions per data set
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base(str(DEMO_MODELS / "base"), str(DEMO_MODELS / "tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def generator(encoder):
+    return Generator.from_pretrained("demo", encoder=encoder)
+
+
+@pytest.fixture
+def held_out(collection, demo_tasks):
+    """The collection's last two data sets, with the questions of the demo's own exam."""
+    return [
+        HeldOut(
+            name,
+            collection.dataset(name).examples,
+            tuple(Question(e.prompt, e.answer) for e in task.examples(SIZE, "test", 1, "train")),
+        )
+        for name, task in list(zip(collection.names, demo_tasks, strict=True))[2:]
+    ]
+
+
+@pytest.fixture
+def examiner(base):
+    return Examiner(*base, make_metric("exact", Settings(batch=7)))
+
+
+@pytest.fixture
+def trained_on(collection):
+    return collection.names[:2]
+
+
+def stacked(adapters):
+    return {key: torch.stack([a.tensors[key] for a in adapters]) for key in adapters[0].tensors}
+
+
+def last(collection, name):
+    return Adapter.load(collection.checkpoints(name)[-1])
+
+
+def likelihood(exam):
+    """A metric that any adapter changes, unlike exact match, which is 0 for most: exp(-loss)."""
+    batch = collate(encode(exam.tokenizer, exam.questions)).view(-1, 1)
+    return per_question(exam.model, batch)
+
+
+def per_question(model, batch):
+    tokens = (batch.labels != IGNORED).sum((1, 2))
+    return (-summed_losses(model, batch) / tokens).exp().tolist()
+
+
+@pytest.mark.parametrize("name", ["exact", "likelihood"])
+def test_the_demo_s_figures(name, base, collection, generator, demo_tasks, held_out, trained_on):
+    """Every row as dnd_fast.demo.evaluate makes it: K adapters in one pass, each on its exam."""
+    model, tokenizer = base
+    batch = exam(tokenizer, demo_tasks[2:], size=SIZE)
+
+    @torch.no_grad()
+    def score(adapters):
+        tensors, scaling = (stacked(adapters), adapters[0].scaling) if adapters else ({}, 1.0)
+        if name == "exact":
+            return exact_match(model, batch, tensors, scaling).tolist()
+        with applied(model, tensors, scaling):
+            scores = per_question(model, batch.view(-1, 1))
+        return [mean(scores[:SIZE]), mean(scores[SIZE:])]
+
+    metric = Metric("likelihood", "response", Settings(), likelihood)
+    if name == "exact":
+        metric = make_metric("exact", Settings(batch=7))
+    found = evaluate(
+        Examiner(model, tokenizer, metric),
+        collection,
+        {"": generator},
+        held_out,
+        trained_on,
+        prompt_batches=2,
+        seed=3,
+    )
+    names = [each.name for each in held_out]
+    prompts = [[example.prompt for example in each.examples] for each in held_out]
+    trained = [last(collection, name) for name in trained_on]
+    every = [score([adapter, adapter]) for adapter in trained]
+    soup = {key: value.mean(0) for key, value in stacked(trained).items()}
+    runs = [score([generator.generate(p, seed=seed) for p in prompts]) for seed in (3, 4)]
+    expected = {
+        methods.BASE: score([]),
+        methods.MEAN: [mean(column) for column in zip(*every, strict=True)],
+        methods.BEST: [max(column) for column in zip(*every, strict=True)],
+        methods.SOUP: score([Adapter(soup, trained[0].config)] * 2),
+        methods.GENERATED: [mean(column) for column in zip(*runs, strict=True)],
+        methods.CONTROL: score([generator.generate(p, seed=3) for p in reversed(prompts)]),
+        methods.ORACLE: score([last(collection, name) for name in names]),
+    }
+    assert set(found.rows) == {*expected, methods.NEAREST}
+    for row, values in expected.items():
+        assert list(found.rows[row]) == names
+        means = [estimate(runs).mean for runs in found.rows[row].values()]
+        assert means == pytest.approx(values, rel=1e-4), row
+    assert {each: len(row) for each, row in found.adapters.items()} == dict.fromkeys(trained_on, 2)
+    assert len(found.rows[methods.GENERATED][names[0]]) == 2
+    # The generator really is the demo's, which has learned these tasks: figures, not zeros.
+    assert found.overall(found.rows[methods.GENERATED]).mean > 0.5
+
+
+def test_the_nearest_is_the_one_with_the_same_prompts(
+    examiner, collection, generator, held_out, trained_on
+):
+    twin = collection.dataset(trained_on[1]).examples
+    asked = [HeldOut("new", twin[::-1], held_out[0].questions)]
+    found = evaluate(examiner, collection, {"": generator}, asked, trained_on, prompt_batches=1)
+    assert found.rows[methods.NEAREST]["new"] == found.adapters[trained_on[1]]["new"]
+    assert methods.ORACLE not in found.rows  # "new" has no adapter
+    assert "new" in found.rows[methods.CONTROL]  # from a trained data set's prompts
+
+
+def test_the_diagonal_is_left_out(examiner, collection, generator, held_out, trained_on):
+    """A data set's own adapter is its oracle and nothing else (the paper's Table 10)."""
+    own, other = held_out[0].name, trained_on[0]
+    found = evaluate(
+        examiner, collection, {"": generator}, held_out[:1], [other, own], prompt_batches=1
+    )
+    assert found.adapters[own] == {}
+    alone = examiner.score(last(collection, other), held_out[0])
+    for row in (methods.MEAN, methods.BEST, methods.NEAREST, methods.SOUP):
+        assert found.rows[row] == {own: [alone]}
+
+
+def test_nothing_trained_on(examiner, collection, generator, held_out):
+    found = evaluate(examiner, collection, {"": generator}, held_out, [], prompt_batches=1)
+    assert set(found.rows) == {
+        methods.BASE,
+        methods.GENERATED,
+        methods.CONTROL,
+        methods.ORACLE,
+    }
+
+
+def test_generators_side_by_side(examiner, collection, generator, held_out, trained_on):
+    other = Generator.from_pretrained(DEMO_MODELS / "generator-mse", encoder=generator.encoder)
+    found = evaluate(
+        examiner,
+        collection,
+        {"mse": other, "mse+sft": generator},
+        held_out,
+        trained_on,
+        prompt_batches=1,
+    )
+    for label, each in (("mse", other), ("mse+sft", generator)):
+        adapter = generate_adapter(each, held_out[0].examples, "prompt", 0)
+        expected = examiner.score(adapter, held_out[0])
+        assert found.rows[f"generated, {label}"][held_out[0].name] == [expected]
+
+
+@pytest.mark.parametrize("form", ["prompt", "prompt+answer", "answer"])
+def test_condition_forms(generator, form):
+    examples = [Example(f"echo cat {i}", f"dog {i}") for i in range(8)]
+    texts = {
+        "prompt": [e.prompt for e in examples],
+        "answer": [e.response for e in examples],
+        "prompt+answer": [f"{e.prompt}\n{e.response}" for e in examples],
+    }[form]
+    found = generate_adapter(generator, examples, form, 5).tensors
+    expected = generator.generate(texts, seed=5).tensors
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_mix_is_a_fifth_answers(generator, monkeypatch):
+    seen = []
+    monkeypatch.setattr(generator, "generate", lambda texts, seed: seen.append((texts, seed)))
+    examples = [Example("prompt", "answer")] * 2000
+    for seed in (0, 0, 1):
+        generate_adapter(generator, examples, "mix", seed)
+    assert seen[0] == seen[1] != seen[2]
+    assert seen[0][0].count("answer") / 2000 == pytest.approx(0.2, abs=0.04)
+
+
+def test_one_adapter_in_memory_equals_peft(base, collection, trained_on):
+    model, _ = base
+    adapter = last(collection, trained_on[0])
+    ids = torch.arange(4, 20).view(2, 8)
+    with worn(model, adapter), torch.no_grad():
+        found = model(ids).logits
+    fresh, _ = load_base(str(DEMO_MODELS / "base"), str(DEMO_MODELS / "tokenizer"))
+    with torch.no_grad():
+        expected = adapter.apply(fresh)(ids).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_does_not_fit_is_refused(base, collection, generator, tiny_base, trained_on):
+    adapter = last(collection, trained_on[0])
+    with (
+        pytest.raises(InvalidInput, match="does not fit this Qwen2ForCausalLM: it changes"),
+        worn(tiny_base, adapter),
+    ):
+        pass
+    other = Generator.from_pretrained("demo", encoder=generator.encoder)
+    other.layout.rank = 2
+    with pytest.raises(InvalidInput, match="are for different adapters"):
+        evaluate(Examiner(*base, make_metric("exact")), collection, {"": other}, [], trained_on)
+
+
+@given(st.integers(1, 300), st.data())
+def test_wilson_contains_what_may_be_true(count, data):
+    """Against its definition: the shares whose own spread reaches the one found."""
+    right = data.draw(st.integers(0, count))
+    share = right / count
+    low, high = wilson(share, count)
+    assert 0 <= low <= share + 1e-9
+    assert share - 1e-9 <= high <= 1
+    for bound in {low, high} - {0.0, 1.0}:
+        assert abs(bound - share) == pytest.approx(
+            1.959964 * (bound * (1 - bound) / count) ** 0.5, abs=1e-6
+        )
+    assert high > low  # also where every answer is wrong, unlike a bootstrap's
+
+
+def toy(**columns):
+    row = {name: [scores] for name, scores in columns.items()}
+    return Evaluation(
+        "exact", {"base": row, "generated": {n: [s, s] for n, (s,) in row.items()}}, {}
+    )
+
+
+def test_means_over_data_sets():
+    found = toy(a=[1.0, 0.0], b=[1.0] * 4)
+    overall = found.overall(found.rows["generated"])
+    assert overall.mean == 0.75  # each data set counts the same
+    assert overall.batches == (0.75, 0.75)
+    assert overall.spread == 0
+    assert (overall.low, overall.high) == wilson(0.75, 4 / (1 / 2 + 1 / 4))
+    assert found.overall({"a": [[1.0]]}) is None  # b is missing: not comparable
+    table = json.loads(json.dumps(found.to_dict()))
+    assert table["methods"]["base"]["data"]["b"]["mean"] == 1.0
+    assert table["questions"] == {"a": 2, "b": 4}
+
+
+def test_leave_one_out_runs_become_one_table():
+    table = merged([toy(a=[1.0]), toy(b=[0.0])])
+    assert table.columns == ["a", "b"]
+    assert table.overall(table.rows["base"]).mean == 0.5
+    with pytest.raises(InvalidInput, match="more than one run holds out 'a'"):
+        merged([toy(a=[1.0]), toy(a=[0.0])])

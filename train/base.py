@@ -1,0 +1,76 @@
+"""Base models: any causal language model, or the text part of a vision-language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from dnd_fast.condition import move
+from dnd_fast.errors import InvalidInput
+from dnd_fast.generator import GeneratorConfig
+from dnd_fast.layout import TokenLayout
+from dnd_fast.lora_modules import auto_model
+from dnd_fast.recipe import Recipe
+from dnd_fast.train.batch import require_chat_template
+
+
+def load_base(
+    name: str,
+    tokenizer: str | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A frozen base model, ready to be adapted, and its tokenizer.
+
+    Args:
+        name: folder or hub id.
+        tokenizer: folder or hub id of the tokenizer, where it is not the base's own.
+        dtype: of the model's weights.
+        device: where to run it.
+
+    Raises:
+        OSError: there is no such model or tokenizer.
+        InvalidInput: transformers does not know the model, the tokenizer has no chat template, or
+            the device cannot be used.
+    """
+    config = load_config(name)
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer or name)
+    require_chat_template(loaded)
+    model: PreTrainedModel = auto_model(config).from_pretrained(name, dtype=dtype)
+    move(model, device)
+    return model.eval().requires_grad_(False), loaded
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """A base model's config, without its weights; errors as :func:`load_base`."""
+    try:
+        return AutoConfig.from_pretrained(name)
+    except ValueError as error:
+        raise InvalidInput(f"the base {name!r}: {error}") from error
+
+
+def check_fits(name: str, recipe: Recipe) -> None:
+    """Raise InvalidInput unless the base has the linear layers that the recipe's has."""
+    expected = GeneratorConfig.from_recipe(recipe).layout["modules"]
+    found = TokenLayout.for_model(load_config(name), recipe.lora.rank).to_dict()["modules"]
+    different = next((key for key in expected | found if expected.get(key) != found.get(key)), None)
+    if different is not None:
+        raise InvalidInput(
+            f"the base {name!r} is not what the recipe {recipe.name!r} is for, {recipe.base.id}: "
+            f"[input, output] sizes of {different} are {found.get(different)}, expected "
+            f"{expected.get(different)}. Take that base, or write a recipe for yours."
+        )
+
+
+def resolved(name: str) -> str:
+    """A folder's absolute path, so that it is found from everywhere; a hub id as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name

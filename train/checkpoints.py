@@ -1,0 +1,131 @@
+"""Checkpoints of a training run: written atomically, the last few and the best one kept.
+
+step-000100/weights.safetensors      the decoder, float32
+step-000100/optimizer.safetensors    moments and the like, by parameter
+step-000100/state.json               step, evaluation, and the optimiser's plain numbers
+
+All draws are functions of seed, step and position, so nothing else is needed to go on exactly.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dnd_fast.errors import InvalidInput
+from dnd_fast.files import (
+    atomic_folder,
+    read_json,
+    read_safetensors,
+    write_json,
+    write_safetensors,
+)
+
+logger = logging.getLogger(__name__)
+WEIGHTS_FILE, OPTIMIZER_FILE, STATE_FILE = (
+    "weights.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+)
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands.
+
+    Attributes:
+        step: steps done, counted over all phases.
+        phase: index of the phase that the last of them belongs to.
+        weights: of the decoder.
+        optimizer: its state by parameter and entry; empty at the end of a phase.
+        score: of the evaluation at this very step, lower is better; None: there was none.
+    """
+
+    step: int
+    phase: int
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run. Scores are compared within a phase, which has one objective.
+
+    Attributes:
+        folder: that holds them.
+        keep: how many of the last are kept, beside the one with the best score.
+    """
+
+    folder: Path
+    keep: int = 2
+
+    def save(self, state: State) -> None:
+        """Write one; then delete those that are not to be kept.
+
+        Raises:
+            OSError: the folder cannot be written, or the disk is full; older ones stay.
+        """
+        tensors = {key: v for key, v in state.optimizer.items() if isinstance(v, Tensor)}
+        numbers = {key: v for key, v in state.optimizer.items() if key not in tensors}
+        content = {
+            "step": state.step,
+            "phase": state.phase,
+            "score": state.score,
+            "optimizer": numbers,
+        }
+        with atomic_folder(self._path(state.step)) as staged:
+            write_safetensors(staged / WEIGHTS_FILE, state.weights)
+            write_safetensors(staged / OPTIMIZER_FILE, tensors)
+            write_json(staged / STATE_FILE, content)
+        steps = self.steps()
+        scores = {
+            step: score for step in steps if (score := self._score(step, state.phase)) is not None
+        }
+        best = min(scores, key=scores.__getitem__, default=None)
+        for step in steps[: -self.keep]:
+            if step != best:
+                self._delete(self._path(step))
+
+    def latest(self) -> State | None:
+        """The newest one that can be read; None where there is none."""
+        if self.folder.is_dir():
+            for leftover in self.folder.glob(".step-*"):  # of a process that was killed
+                shutil.rmtree(leftover, ignore_errors=True)  # all processes do
+        for step in reversed(self.steps()):
+            path = self._path(step)
+            try:
+                content = read_json(path / STATE_FILE)
+                optimizer = read_safetensors(path / OPTIMIZER_FILE)
+                weights = read_safetensors(path / WEIGHTS_FILE)
+                optimizer |= content["optimizer"]
+                return State(step, content["phase"], weights, optimizer, content["score"])
+            except (InvalidInput, FileNotFoundError, KeyError) as error:
+                logger.warning("%s cannot be read, an older one is used: %s", path, error)
+        return None
+
+    def steps(self) -> list[int]:
+        """Of all checkpoints, in ascending order."""
+        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}"
+
+    def _score(self, step: int, phase: int) -> float | None:
+        try:
+            content = read_json(self._path(step) / STATE_FILE)
+            return content["score"] if content["phase"] == phase else None
+        except (InvalidInput, FileNotFoundError, KeyError):
+            return None
+
+    def _delete(self, path: Path) -> None:
+        """First by one rename, so that no half of it is ever taken for a checkpoint."""
+        doomed = path.with_name(f".{path.name}.deleted")
+        path.rename(doomed)
+        shutil.rmtree(doomed)

@@ -1,0 +1,1 @@
+"""Evaluation of generators: what they make against everything else one could do."""

@@ -1,0 +1,69 @@
+"""Standard tasks through EleutherAI's lm-evaluation-harness, on a model that is already loaded.
+
+Needs the extra ``eval``: ``pip install "dnd-fast[eval]"``. Tasks fetch their data sets from the
+hub, except those whose YAML file names local files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnd_fast.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from dnd_fast.train.evaluation.metrics import Exam
+
+# Of what a task reports for each question, the first that is there.
+REPORTED = ("exact_match", "acc_norm", "acc", "pass@1", "f1")
+
+
+def harness_scores(task: str) -> Callable[[Exam], list[float]]:
+    """Scores of a task's own questions, asked by the tokenizer's chat template.
+
+    Args:
+        task: a name that lm-eval knows, or a YAML file that defines one of the file's name.
+
+    Raises:
+        InvalidInput: lm-eval is not installed, or knows no such task.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise InvalidInput(
+            'lm-eval:TASK needs the lm-evaluation-harness: pip install "dnd-fast[eval]".'
+        ) from error
+    path = Path(task)
+    name = path.stem if path.suffix in (".yaml", ".yml") else task
+    manager = (
+        TaskManager()
+        if name == task
+        else TaskManager(include_path=str(path.parent), include_defaults=False)
+    )
+    if name not in manager.all_subtasks:
+        raise InvalidInput(
+            f"lm-eval has no task {name!r}; list them by: lm-eval ls tasks. Of a group, name the "
+            "tasks one by one."
+        )
+
+    def score(exam: Exam) -> list[float]:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        model = HFLM(
+            pretrained=exam.model, tokenizer=exam.tokenizer, batch_size=exam.settings.batch
+        )
+        results: Any = simple_evaluate(
+            model, tasks=[name], task_manager=manager, apply_chat_template=True, bootstrap_iters=0
+        )
+        samples = results["samples"][name]
+        reported = next((key for key in REPORTED if key in samples[0]), None)
+        if reported is None:
+            raise InvalidInput(
+                f"lm-eval's task {name!r} reports none of {', '.join(REPORTED)} for a question; "
+                "such tasks are not supported."
+            )
+        return [float(sample[reported]) for sample in samples]
+
+    return score

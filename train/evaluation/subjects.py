@@ -1,0 +1,309 @@
+"""What an evaluation is of: generators with the data sets they know, and those they do not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnd_fast.errors import InvalidInput
+from dnd_fast.files import read_json
+from dnd_fast.generator import Generator
+from dnd_fast.train.base import load_base
+from dnd_fast.train.collection import Collection
+from dnd_fast.train.datasets import Dataset
+from dnd_fast.train.evaluation.evaluate import (
+    Examiner,
+    HeldOut,
+    Progress,
+    evaluate,
+    generate_adapter,
+    last_adapter,
+)
+from dnd_fast.train.evaluation.metrics import Metric
+from dnd_fast.train.evaluation.plots import (
+    Kind,
+    Point,
+    plot_accuracy,
+    plot_weights,
+    require_matplotlib,
+    tensors_on_disk,
+)
+from dnd_fast.train.evaluation.questions import Needed, read_questions
+from dnd_fast.train.evaluation.scores import Evaluation, check_disjoint, merged
+from dnd_fast.train.pairs import Form
+from dnd_fast.train.run import FORMAT_VERSION, RUN_FILE, find_names
+
+SHOWN_CHECKPOINTS = 4  # adapters of a data set in the plot of weights
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Generators to evaluate.
+
+    Attributes:
+        collection: of training adapters and oracles.
+        generators: folders or names, by what tells them apart in the table; ``""`` for one alone.
+        trained_on: the collection's data sets that they were trained on.
+        held_out: those that they were not.
+        form: of their conditions.
+    """
+
+    collection: Collection
+    generators: dict[str, str]
+    trained_on: list[str]
+    held_out: list[str]
+    form: Form = "prompt"
+
+    @classmethod
+    def from_run(cls, run: Path, collection: Path | None = None) -> Subject:
+        """All generators of a finished training run, one for each phase.
+
+        Args:
+            run: its folder.
+            collection: where the collection is now, if not where the run found it.
+
+        Raises:
+            FileNotFoundError: there is no run, or no collection.
+            InvalidInput: the run is not finished, its description is damaged, or the collection
+                lacks data sets that it was trained on.
+        """
+        if not (run / RUN_FILE).is_file():
+            raise FileNotFoundError(
+                f"{run} is no training run: {RUN_FILE} is missing. For a generator's folder use "
+                "--generator."
+            )
+        content = read_json(run / RUN_FILE)
+        try:
+            if content["format_version"] != FORMAT_VERSION:
+                raise InvalidInput(
+                    f"{run / RUN_FILE}: format version {content['format_version']!r}; this "
+                    f"dnd-fast reads {FORMAT_VERSION}. Update dnd-fast."
+                )
+            objectives = [phase["objective"] for phase in content["recipe"]["phases"]]
+            trained_on, held_out = list(content["trained_on"]), list(content["held_out"])
+            form, place = content["form"], collection or Path(content["collection"])
+        except (KeyError, TypeError) as error:
+            raise InvalidInput(f"{run / RUN_FILE} is damaged: there is no {error}.") from error
+        if not (run / "generator").is_dir():
+            raise InvalidInput(
+                f"{run} is not finished: run the same dnd-fast train again, which goes on where it "
+                "stopped."
+            )
+        earlier = ["+".join(objectives[:count]) for count in range(1, len(objectives))]
+        generators = {
+            label: str(run / f"generator-{label}")
+            for label in earlier
+            if (run / f"generator-{label}").is_dir()
+        }
+        generators["+".join(objectives) if generators else ""] = str(run / "generator")
+        opened = Collection.open(place)
+        if missing := sorted(set(trained_on) - set(opened.names)):
+            raise InvalidInput(f"{place} lacks {missing[0]!r}, which {run} was trained on.")
+        return cls(opened, generators, trained_on, held_out, form)
+
+    @classmethod
+    def from_generator(cls, generator: str, collection: Path, hold_out: Sequence[str]) -> Subject:
+        """A generator that no run is known of: all that is not held out counts as trained on.
+
+        Args:
+            generator: "demo", a folder or a hub id.
+            collection: its folder.
+            hold_out: names, patterns, or ``@FILE`` with one name a line.
+
+        Raises:
+            FileNotFoundError: there is no collection, or no such file of names.
+            InvalidInput: nothing is held out, or a name fits no data set of the collection.
+        """
+        opened = Collection.open(collection)
+        held_out = find_names(opened, hold_out)
+        if not held_out:
+            raise InvalidInput(
+                "which data sets has this generator not been trained on? Name them: --hold-out."
+            )
+        trained_on = [name for name in opened.names if name not in held_out]
+        return cls(opened, {"": generator}, trained_on, held_out)
+
+    def choose(self, patterns: Sequence[str]) -> list[str]:
+        """Data sets to test on: the held-out ones, or those of all that fit the patterns.
+
+        Args:
+            patterns: names, patterns, or ``@FILE`` with one of these a line.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            InvalidInput: a pattern fits none, or nothing is held out.
+        """
+        names = [*self.held_out, *self.trained_on]
+        wanted = [
+            line.strip()
+            for pattern in patterns
+            for line in (
+                Path(pattern[1:]).read_text(encoding="utf-8").splitlines()
+                if pattern.startswith("@")
+                else [pattern]
+            )
+            if line.strip()
+        ]
+        for pattern in wanted:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise InvalidInput(f"--data {pattern}: there is only {', '.join(names)}.")
+        if wanted:
+            return [name for name in names if any(fnmatchcase(name, p) for p in wanted)]
+        if not self.held_out:
+            raise InvalidInput("nothing was held out in training; name data sets: --data.")
+        return self.held_out
+
+    def read_held_out(
+        self,
+        names: Sequence[str],
+        tests: Path | None,
+        prompts: Path | None,
+        needed: Needed | None,
+    ) -> list[HeldOut]:
+        """Questions of data sets, and the examples that conditions are drawn from.
+
+        Args:
+            names: of the data sets.
+            tests: folder with the questions of each in ``NAME.jsonl``.
+            prompts: folder with the examples; None: the collection's own.
+            needed: the key that questions must have; None: there are no questions.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            InvalidInput: a file is damaged, a folder is not given, or a data set is not in the
+                collection and has no prompts.
+        """
+        if needed is not None and tests is None:
+            raise InvalidInput("where are the questions? Give the folder: --test.")
+        found = []
+        for name in names:
+            if prompts is not None:
+                examples = Dataset.read(prompts / f"{name}.jsonl").examples
+            elif name in self.collection.names:
+                examples = self.collection.dataset(name).examples
+            else:
+                raise InvalidInput(
+                    f"{name!r} is not in {self.collection.folder}, which conditions are drawn "
+                    "from: give a folder with prompts of each data set, --prompts."
+                )
+            questions = (
+                ()
+                if tests is None or needed is None
+                else tuple(read_questions(tests / f"{name}.jsonl", needed))
+            )
+            found.append(HeldOut(name, examples, questions))
+        return found
+
+    def points(
+        self, generator: Generator, held_out: Sequence[HeldOut], seeds: Sequence[int]
+    ) -> tuple[list[Point], list[str]]:
+        """Adapters to plot, and the names of their tensors.
+
+        Of each data set four checkpoints, evenly spaced; of each held-out one an adapter per seed.
+        """
+        points = []
+        for name in dict.fromkeys([*self.trained_on, *(each.name for each in held_out)]):
+            kind: Kind = "training" if name in self.trained_on else "oracle"
+            own = self.collection.checkpoints(name)
+            step = max(1, (len(own) - 1) / (SHOWN_CHECKPOINTS - 1))
+            chosen = {round(k * step) for k in range(min(len(own), SHOWN_CHECKPOINTS))}
+            points += [Point(name, kind, tensors_on_disk(own[i])) for i in sorted(chosen)]
+        for each in held_out:
+            for seed in seeds:
+                adapter = generate_adapter(generator, each.examples, self.form, seed)
+                points.append(Point(each.name, "generated", adapter.tensors.__getitem__))
+        return points, list(last_adapter(self.collection, self.collection.names[0]).tensors)
+
+
+def evaluate_subjects(
+    subjects: Sequence[Subject],
+    metric: Metric,
+    *,
+    tests: Path | None,
+    prompts: Path | None = None,
+    data: Sequence[str] = (),
+    prompt_batches: int = 3,
+    seed: int = 0,
+    device: str = "cpu",
+    plots: Path | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Evaluation:
+    """One table of all subjects. Everything is read and checked before the first test.
+
+    Args:
+        subjects: which must not share held-out data sets.
+        metric: that counts.
+        tests, prompts: see :meth:`Subject.read_held_out`.
+        data: see :meth:`Subject.choose`.
+        prompt_batches, seed: see :func:`dnd_fast.train.evaluation.evaluate.evaluate`.
+        device: of base and generators. The base is in bfloat16, on a CPU in float32.
+        plots: folder for ``accuracy.png`` and ``weights.png``, or one of these for each run; None:
+            no plots.
+        progress: is told stage, steps done and in all.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        InvalidInput: a file is damaged, things do not fit together, or plots are asked for without
+            matplotlib.
+        OSError: the base or an encoder cannot be had, or a plot cannot be written.
+    """
+    if plots is not None:
+        require_matplotlib()
+    exams = [
+        (subject, subject.read_held_out(subject.choose(data), tests, prompts, metric.needed))
+        for subject in subjects
+    ]
+    check_disjoint([each.name for each in held_out] for _, held_out in exams)
+    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    base: tuple[str, str] | None = None
+    found = []
+    for number, (subject, held_out) in enumerate(exams, 1):
+        manifest = subject.collection.manifest
+        if base != (manifest.base, manifest.tokenizer):
+            base = manifest.base, manifest.tokenizer
+            examiner = Examiner(*load_base(*base, dtype=dtype, device=device), metric)
+        generators = {
+            label: Generator.from_pretrained(name).to(device)
+            for label, name in subject.generators.items()
+        }
+        found.append(
+            evaluate(
+                examiner,
+                subject.collection,
+                generators,
+                held_out,
+                subject.trained_on,
+                form=subject.form,
+                prompt_batches=prompt_batches,
+                seed=seed,
+                progress=progress,
+            )
+        )
+        if plots is not None:
+            last, seeds = list(generators.values())[-1], range(seed, seed + prompt_batches)
+            name = "weights.png" if len(exams) == 1 else f"weights-{number}.png"
+            plot_weights(*subject.points(last, held_out, seeds), plots / name)
+    table = merged(found)
+    if plots is not None:
+        plot_accuracy(table, plots / "accuracy.png")
+    return dataclasses.replace(table, settings={"seed": seed, "subjects": _described(exams)})
+
+
+def _described(exams: Sequence[tuple[Subject, list[HeldOut]]]) -> list[dict[str, Any]]:
+    """What was evaluated, for the record."""
+    return [
+        {
+            "generators": subject.generators,
+            "collection": str(subject.collection.folder),
+            "condition_form": subject.form,
+            "trained_on": subject.trained_on,
+            "held_out": [each.name for each in held_out],
+        }
+        for subject, held_out in exams
+    ]
