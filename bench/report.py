@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from dnd_fast.bench import alternatives, decoder, demo, latency, plots, training
+from dnd_fast.bench import alternatives, decoder, demo, experts, latency, plots, training
 
 README = Path(__file__).parents[1] / "README.md"
 TABLES: dict[str, Callable[[], str]] = {
@@ -21,6 +21,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training": training.markdown,
     "latency": lambda: "\n\n".join([latency.markdown(), *_images()]),
     "alternatives": alternatives.markdown,
+    "experts": experts.markdown,
 }
 
 

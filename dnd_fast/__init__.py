@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dnd_fast.adapter import Adapter
+    from dnd_fast.adaptive import AdaptiveModel
     from dnd_fast.condition import TextEncoder
     from dnd_fast.decoder import HyperConvDecoder
     from dnd_fast.errors import InvalidInput
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
     from dnd_fast.layout import TokenLayout
     from dnd_fast.recipe import Recipe
     from dnd_fast.released import load_decoder
+    from dnd_fast.svf import DecomposedModel, Expert
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Adapter": "adapter",
+    "AdaptiveModel": "adaptive",
+    "DecomposedModel": "svf",
+    "Expert": "svf",
     "Generator": "generator",
     "HyperConvDecoder": "decoder",
     "InvalidInput": "errors",
@@ -33,6 +38,9 @@ _HOME = {
 }
 __all__ = [
     "Adapter",
+    "AdaptiveModel",
+    "DecomposedModel",
+    "Expert",
     "Generator",
     "HyperConvDecoder",
     "InvalidInput",

@@ -16,7 +16,7 @@ from huggingface_hub import ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from torch import Tensor, nn
 
-from dnd_fast.adapter import Adapter, lora_config
+from dnd_fast.adapter import Adapter
 from dnd_fast.condition import LengthProjection, TextEncoder, move
 from dnd_fast.decoder import HyperConvDecoder, Impl
 from dnd_fast.errors import InvalidInput
@@ -33,6 +33,7 @@ from dnd_fast.layout import TokenLayout
 from dnd_fast.planning import plan_for
 from dnd_fast.prompts import read_prompts, sample_prompts
 from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
+from dnd_fast.svf_layout import layout_from_dict
 
 logger = logging.getLogger(__name__)
 DEMO_MODELS = Path(__file__).parent / "demo" / "models"
@@ -106,7 +107,7 @@ class Generator(
         self.decoder = HyperConvDecoder(
             config.decoder.features, config.decoder.kernel_size, projection=projection
         )
-        self.layout = TokenLayout.from_dict(config.layout)
+        self.layout = layout_from_dict(config.layout)
         if not isinstance(encoder, TextEncoder | None):
             raise InvalidInput(
                 f"encoder is a {type(encoder).__name__}; load one by TextEncoder.from_pretrained()."
@@ -211,7 +212,8 @@ class Generator(
                 seed give the same adapter, bit by bit, on the same machine.
 
         Returns:
-            One adapter, or one per task, in float32 on the CPU.
+            One adapter, or one per task, in float32 on the CPU. With a layout of SVF experts
+            (:class:`dnd_fast.svf_layout.ExpertLayout`), experts.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -234,14 +236,8 @@ class Generator(
                 strict=True,
             )
         )
-        config = lora_config(
-            rank=self.layout.rank,
-            lora_alpha=self.layout.lora_alpha,
-            target_modules=self.layout.target_modules,
-            base_model=self.layout.base_model,
-        )
         adapters = [
-            Adapter({key: value[i] for key, value in tensors.items()}, dict(config))
+            self.layout.product({key: value[i] for key, value in tensors.items()})
             for i in range(len(tasks))
         ]
         return adapters if several else adapters[0]

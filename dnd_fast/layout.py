@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from dnd_fast.adapter import Adapter, lora_config
 from dnd_fast.border import add_border, remove_border
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import check_weights
@@ -108,9 +109,7 @@ class TokenLayout(nn.Module):
         if repeated := [name for name in names if names.count(name) > 1]:
             raise InvalidInput(f"the layout has module {repeated[0]!r} more than once.")
         sizes = [size for module in modules for size in (module.size_in, module.size_out)]
-        self.chunk = math.gcd(*sizes) if chunk is None else chunk
-        if type(self.chunk) is not int or self.chunk < 1:
-            raise InvalidInput(f"chunk={chunk!r}: it must be a positive integer.")
+        self._set_sizes(sizes, rank, chunk, border=2 if scale == "border" else 0)
         if scale == "border" and self.chunk % 2:
             raise InvalidInput(
                 f"scale='border' writes (mean, std) pairs and needs an even chunk, not "
@@ -128,7 +127,12 @@ class TokenLayout(nn.Module):
         self.target_modules = target_modules
         self.scale: Scale = scale
         self.base_model = base_model
-        border = 2 if scale == "border" else 0
+
+    def _set_sizes(self, sizes: list[int], rank: int, chunk: int | None, border: int = 0) -> None:
+        """Chunk, tokens and statistics for matrices of ``rank`` rows and so many columns each."""
+        self.chunk = math.gcd(*sizes) if chunk is None else chunk
+        if type(self.chunk) is not int or self.chunk < 1:
+            raise InvalidInput(f"chunk={chunk!r}: it must be a positive integer.")
         self.token_shape = (rank + border, self.chunk + border)
         self.num_tokens = sum(math.ceil(size / self.chunk) for size in sizes)
         self._targets: dict[torch.device, TokenTargets] = {}  # where tokens go, made on first use
@@ -194,6 +198,16 @@ class TokenLayout(nn.Module):
             "chunk": self.chunk,
             "modules": {module.name: [module.size_in, module.size_out] for module in self.modules_},
         }
+
+    def product(self, tensors: dict[str, Tensor]) -> Any:
+        """What the tensors of one :meth:`detokenize` make up: here, an adapter."""
+        config = lora_config(
+            rank=self.rank,
+            lora_alpha=self.lora_alpha,
+            target_modules=self.target_modules,
+            base_model=self.base_model,
+        )
+        return Adapter(tensors, config)
 
     def tensor_shapes(self) -> dict[str, tuple[int, int]]:
         """PEFT's name and the shape of every LoRA tensor, in token order."""

@@ -164,16 +164,28 @@ class Recipe:
                 f"there is no recipe {str(name)!r}; give a .toml file or one of: "
                 f"{', '.join(recipe_names())}."
             )
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"{path} is not valid TOML: {error}") from error
-        return from_table(cls, table, str(path))
+        return from_table(cls, read_toml(path), str(path))
 
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The table in a TOML file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InvalidInput: it is not TOML.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path} is not valid TOML: {error}") from error
 
 
 T = TypeVar("T")

@@ -10,6 +10,9 @@ from typer.testing import CliRunner
 
 from dnd_fast import InvalidInput
 from dnd_fast.cli import app
+from dnd_fast.demo.tasks import split_tasks
+from dnd_fast.generator import DEMO_MODELS
+from dnd_fast.svf import Expert
 
 runner = CliRunner()
 
@@ -80,3 +83,23 @@ def test_demo(tmp_path):
     assert figures["seconds"] < 1
     for text in ("A task that the generator never saw", "Does it work?", "PeftModel"):
         assert text in result.output
+
+
+def test_train_an_expert(tmp_path):
+    """Settings come from a .toml; what belongs to the other method is refused."""
+    examples = next(iter(split_tasks(0)["train"])).examples(12, "train", 0)
+    data = tmp_path / "task.jsonl"
+    data.write_text(
+        "".join(json.dumps({"prompt": e.prompt, "response": e.answer}) + "\n" for e in examples)
+    )
+    settings = tmp_path / "quick.toml"
+    settings.write_text("objective = 'next-token'\nsteps = 2\nbatch = 4\nmax_new_tokens = 4\n")
+    models = ["--base", DEMO_MODELS / "base", "--tokenizer", DEMO_MODELS / "tokenizer"]
+    common = ["train", "--data", data, *models, "--out", tmp_path / "expert"]
+    svf = [*common, "--method", "svf", "--recipe", settings, "--cache", tmp_path / "cache"]
+    result = runner.invoke(app, [str(word) for word in svf])
+    assert result.exit_code == 0, result.output
+    assert Expert.load(tmp_path / "expert").config.base_model == str(DEMO_MODELS / "base")
+    result = runner.invoke(app, [str(word) for word in common])
+    assert isinstance(result.exception, InvalidInput)
+    assert "--method svf" in str(result.exception)

@@ -9,10 +9,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from dnd_fast.cli.adapt import adapt
+from dnd_fast.cli.collect import collect
 from dnd_fast.cli.demo import demo
+from dnd_fast.cli.evaluate import evaluate
 from dnd_fast.cli.generate import convert, generate
 from dnd_fast.cli.info import info
 from dnd_fast.cli.plan import plan
+from dnd_fast.cli.train import train
 from dnd_fast.errors import InvalidInput
 
 app = typer.Typer(
@@ -23,7 +27,7 @@ app = typer.Typer(
 
 Start with [bold]dnd-fast demo[/bold].""",
 )
-for command in (generate, demo, info, plan, convert):
+for command in (generate, demo, collect, train, evaluate, adapt, info, plan, convert):
     app.command()(command)
 
 

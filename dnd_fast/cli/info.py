@@ -12,14 +12,21 @@ from dnd_fast.cli.console import GENERATOR_HELP, console
 
 
 def info(
-    source: Annotated[str, typer.Argument(help=f"A generator ({GENERATOR_HELP}) or an adapter.")],
+    source: Annotated[
+        str,
+        typer.Argument(help=f"A generator ({GENERATOR_HELP}), an adapter or an SVF expert."),
+    ],
 ) -> None:
-    """Describe a generator or an adapter."""
+    """Describe a generator, an adapter or an SVF expert."""
     from rich.table import Table
 
     table = Table(box=None, show_header=False)
-    described = _describe_adapter if (Path(source) / "adapter_config.json").exists() else None
-    for name, value in (described or _describe_generator)(source).items():
+    described = _describe_generator
+    if (Path(source) / "adapter_config.json").exists():
+        described = _describe_adapter
+    elif (Path(source) / "svf_config.json").exists():
+        described = _describe_expert
+    for name, value in described(source).items():
         table.add_row(name, escape(str(value)))
     console.print(table)
 
@@ -38,11 +45,37 @@ def _describe_adapter(source: str) -> dict[str, Any]:
     }
 
 
+def _describe_expert(source: str) -> dict[str, Any]:
+    import torch
+
+    from dnd_fast.svf import Expert
+
+    expert = Expert.load(source)
+    z = torch.cat(list(expert.vectors.values()))
+    return {
+        "SVF expert": source,
+        "base model": expert.config.base_model,
+        "of its weights": expert.config.fingerprint[:16],
+        "parametrisation": expert.config.parametrisation,
+        "matrices": len(expert.vectors),
+        "parameters": f"{expert.parameters:,}",
+        "z": f"mean {z.mean():.3f}, deviation {z.std():.3f}, {z.min():.3f} to {z.max():.3f}",
+    }
+
+
 def _describe_generator(source: str) -> dict[str, Any]:
     from dnd_fast.generator import Generator
+    from dnd_fast.svf_layout import ExpertLayout
 
     generator = Generator.from_pretrained(source)
     condition, layout = generator.config.condition, generator.layout
+    if isinstance(layout, ExpertLayout):
+        made = {"makes": f"SVF experts, {layout.parametrisation}", "modules": len(layout.sizes)}
+    else:
+        made = {
+            "adapters": f"rank {layout.rank}, alpha {layout.lora_alpha}",
+            "modules": len(layout.modules_),
+        }
     return {
         "generator": source,
         "base model": layout.base_model,
@@ -51,7 +84,6 @@ def _describe_generator(source: str) -> dict[str, Any]:
         "decoder": " → ".join(str(tuple(shape)) for shape in generator.decoder.features),
         "kernel size": generator.decoder.kernel_size,
         "parameters": f"{sum(p.numel() for p in generator.parameters()):,}",
-        "adapters": f"rank {layout.rank}, alpha {layout.lora_alpha}",
-        "modules": len(layout.modules_),
+        **made,
         "tokens": f"{layout.num_tokens} of {layout.token_shape}, scale {layout.scale}",
     }

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from dnd_fast.train.parallel import World
     from dnd_fast.train.trainer import Options, Record
 
+SVF = "With --method svf"
 GPU_MEMORY = {"h200": 141.0, "a100": 80.0, "cpu": 64.0}  # GB
+
+
+class Method(StrEnum):
+    """What is trained."""
+
+    dnd = "dnd"
+    svf = "svf"
 
 
 class Form(StrEnum):
@@ -62,7 +70,16 @@ class Gpu(StrEnum):
 
 
 def train(
-    recipe: Annotated[str, typer.Option(help="A recipe's name or .toml file.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A recipe's name or .toml file; for an SVF expert a .toml of its settings.",
+            show_default="for an SVF expert the paper's settings",
+        ),
+    ] = None,
+    method: Annotated[
+        Method, typer.Option(help="A generator (Drag-and-Drop), or an SVF expert (Transformer²).")
+    ] = Method.dnd,
     collection: Annotated[
         Path | None, typer.Option(help="Folder of adapters, by dnd-fast collect.")
     ] = None,
@@ -134,6 +151,17 @@ def train(
     cache: Annotated[
         Path | None, typer.Option(help="Folder for embedded texts.", show_default="in --out")
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The task: .jsonl, 'prompt' and 'response'.", rich_help_panel=SVF),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The base: a folder or hub id.", rich_help_panel=SVF)
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id.", show_default="the base's", rich_help_panel=SVF),
+    ] = None,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Only say what memory and time it would take.")
     ] = False,
@@ -148,9 +176,9 @@ def train(
         int | None, typer.Option(help="How many to estimate for.", show_default="1", min=1)
     ] = None,
 ) -> None:
-    """Train a generator on collected adapters; on several GPUs under torchrun.
+    """Train a generator on collected adapters, or an SVF expert on a task.
 
-    torchrun --nproc-per-node 8 --no-python dnd-fast train …
+    On several GPUs: torchrun --nproc-per-node 8 --no-python dnd-fast train …
     """
     import torch
 
@@ -160,6 +188,15 @@ def train(
     from dnd_fast.train.run import Setup, find_names, train_run
     from dnd_fast.train.trainer import Options
 
+    if method is Method.svf:
+        if data is None or base is None or out is None:
+            raise InvalidInput("give --data, --base and --out to train an SVF expert.")
+        _train_expert(recipe, data, base, tokenizer, out, seed, cache)
+        return
+    if data is not None or base is not None or tokenizer is not None:
+        raise InvalidInput("--data, --base and --tokenizer are for --method svf.")
+    if recipe is None:
+        raise InvalidInput("give --recipe; only --method svf goes without one.")
     chosen, encoder = _with_phases(Recipe.load(recipe), phases), None
     if extractor is not None:
         chosen, encoder = _with_extractor(chosen, extractor)
@@ -209,6 +246,43 @@ def train(
     if world.main:
         state = "Wrote a generator to" if trained else "Already finished:"
         console.print(f"{state} [bold]{escape(str(out / 'generator'))}[/bold].")
+
+
+def _train_expert(
+    settings: str | None,
+    data: Path,
+    base: str,
+    tokenizer: str | None,
+    out: Path,
+    seed: int,
+    cache: Path | None,
+) -> None:
+    import torch
+
+    from dnd_fast.recipe import from_table, read_toml
+    from dnd_fast.train.base import load_base
+    from dnd_fast.train.datasets import Dataset
+    from dnd_fast.train.reinforce import ExpertSpec, train_expert
+
+    spec = (
+        ExpertSpec() if settings is None else from_table(ExpertSpec, read_toml(settings), settings)
+    )
+    examples = Dataset.read(data).examples
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with console.status("loading the base"):
+        model, words = load_base(base, tokenizer, device=device)
+    with progress_bars() as report:
+        train_expert(
+            model,
+            words,
+            examples,
+            spec,
+            seed=seed,
+            out=out,
+            cache=cache,
+            progress=lambda done, total: report("train the expert", done, total),
+        )
+    console.print(f"Wrote an expert to [bold]{escape(str(out))}[/bold].")
 
 
 def _silent(stage: str, done: int, total: int, note: str = "") -> None:
