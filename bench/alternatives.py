@@ -72,7 +72,7 @@ def main(
     tasks: Annotated[int, typer.Option(help="How many of the demo's.", min=1, max=12)] = 12,
     large: Annotated[
         bool | None,
-        typer.Option(help="Also 0.5 B parameters: minutes, 12 GB. [default: if on a GPU]"),
+        typer.Option(help="Also 0.5 B parameters: minutes, 12 GB.", show_default="if on a GPU"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of examples, prompts and LoRA's start.")] = 0,
     noisy: Annotated[bool, typer.Option(help="Report whatever the spread.")] = False,

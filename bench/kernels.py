@@ -54,8 +54,8 @@ def main(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A recipe's name or file, or 'all'. [default: coding-7b, on a CPU a middle-sized "
-            "decoder]"
+            help="A recipe's name or file, or 'all'.",
+            show_default="coding-7b, on a CPU a middle-sized decoder",
         ),
     ] = None,
     batch: Annotated[int, typer.Option(help="Adapters per pass.", min=1)] = 1,

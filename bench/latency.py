@@ -124,24 +124,26 @@ def main(
     ),
     impl: Annotated[
         Impl | None,
-        typer.Option(help="What to time beside ours. [default: eager, on a CPU nothing]"),
+        typer.Option(help="What to time beside ours.", show_default="eager, on a CPU nothing"),
     ] = None,
     batch: Annotated[
         list[int] | None,
-        typer.Option(help="Adapters per pass; may be repeated. [default: 1, on a GPU 1, 2, … 64]"),
+        typer.Option(
+            help="Adapters per pass; may be repeated.", show_default="1, on a GPU 1, 2, … 64"
+        ),
     ] = None,
     weights: Annotated[Weights, typer.Option(help="How weights are kept.")] = Weights.cached,
     memory: Annotated[
         float | None,
-        typer.Option(help="GB for our decoder. [default: 8, on a GPU 60 % of its memory]"),
+        typer.Option(help="GB for our decoder.", show_default="10, on a GPU 60 % of its memory"),
     ] = None,
     prompts: Annotated[
-        Path, typer.Option(help="A .txt or .jsonl file. [default: a bundled handful]")
+        Path, typer.Option(help="A .txt or .jsonl file.", show_default="a bundled handful")
     ] = PROMPTS,
     encoder: Annotated[Encoder, typer.Option(help="'random' has the right shape.")] = Encoder.auto,
     rounds: Annotated[
         int | None,
-        typer.Option(help="Timed, after one that warms up. [default: 3, on a GPU 10]", min=2),
+        typer.Option(help="Timed, after one that warms up.", show_default="3, on a GPU 10", min=2),
     ] = None,
     noisy: Annotated[bool, typer.Option(help="Report whatever the spread.")] = False,
     json_file: Annotated[
@@ -158,7 +160,7 @@ def main(
             "form takes minutes on a CPU: ask for it by --impl eager."
         )
     if memory is None:
-        memory = 0.6e-9 * torch.cuda.get_device_properties(device).total_memory if gpu else 8.0
+        memory = 0.6e-9 * torch.cuda.get_device_properties(device).total_memory if gpu else 10.0
     texts = read_prompts(prompts)
     text_encoder, encoder_name = load_encoder(encoder.value, texts)
     dtype = torch.bfloat16 if gpu else torch.float32

@@ -29,7 +29,7 @@ def provenance() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "schema_version": SCHEMA_VERSION,
-        "revision": _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain") else ""),
+        "revision": _git("rev-parse", "HEAD") + ("-dirty" if _changed() else ""),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device_name("cuda" if cuda else "cpu"),
         "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
@@ -72,6 +72,11 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def _changed() -> bool:
+    """Whether the code is not what is committed; results and their tables are no code."""
+    return bool(_git("status", "--porcelain", "--", ".", ":!bench/results", ":!README.md"))
 
 
 def _git(*arguments: str) -> str:

@@ -86,11 +86,12 @@ def main(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A recipe. [default: all; on a CPU a middle-sized decoder, and predictions]"
+            help="A recipe.", show_default="all; on a CPU a middle-sized decoder, and predictions"
         ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(help="Samples per step. [default: Table 7's, if they fit]", min=1)
+        int | None,
+        typer.Option(help="Samples per step.", show_default="Table 7's, if they fit", min=1),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Timed rounds after one that warms up.", min=2)] = 5,
     noisy: Annotated[bool, typer.Option(help="Report whatever the spread.")] = False,
