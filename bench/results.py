@@ -76,7 +76,8 @@ def _version(name: str) -> str:
 
 def _changed() -> bool:
     """Whether the code is not what is committed; results and their tables are no code."""
-    return bool(_git("status", "--porcelain", "--", ".", ":!bench/results", ":!README.md"))
+    but_results = (":(top)", ":(top,exclude)bench/results", ":(top,exclude)README.md")
+    return bool(_git("status", "--porcelain", "--", *but_results))
 
 
 def _git(*arguments: str) -> str:
