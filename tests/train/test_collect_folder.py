@@ -374,7 +374,7 @@ def test_the_command(files, base, tmp_path):
     ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "holds adapters of 2 data sets" in result.output.replace("\n", " ")
+    assert "holds adapters of 2 data sets" in " ".join(result.output.split())
     manifest = Collection.open(tmp_path / "c").manifest
     assert (manifest.rank, manifest.lora_alpha) == (3, 6)
     settings = manifest.settings
