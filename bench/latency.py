@@ -56,6 +56,7 @@ from dnd_fast.bench.timing import (
 from dnd_fast.cli.console import Weights
 from dnd_fast.condition import TextEncoder
 from dnd_fast.errors import InvalidInput
+from dnd_fast.files import atomic_file
 from dnd_fast.generator import Generator, GeneratorConfig
 from dnd_fast.kernels.device import DeviceProfile, calibrate
 from dnd_fast.kernels.plan import DecoderPlan
@@ -197,7 +198,8 @@ def main(
             everything.append(provenance() | figures)
             gc.collect()
     if json_file is not None:
-        json_file.write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
+        with atomic_file(json_file) as staged:
+            staged.write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(everything[-1]))
 
 

@@ -31,7 +31,7 @@ from triton.errors import TritonError
 from dnd_fast.bench.timing import console
 from dnd_fast.cli.console import Weights
 from dnd_fast.decoder import HyperConvDecoder
-from dnd_fast.files import atomic_folder, read_json, write_json
+from dnd_fast.files import atomic_file, read_json, write_json
 from dnd_fast.generator import GeneratorConfig
 from dnd_fast.kernels import detokenize, triton_block, triton_conv, tuned
 from dnd_fast.kernels.device import calibrate, device_name
@@ -221,8 +221,8 @@ def save(chosen: Mapping[str, Choice], device: torch.device | str) -> None:
         "triton": triton.__version__,
         "configs": dict(sorted(configs.items())),
     }
-    with atomic_folder(path.parent) as folder:
-        write_json(folder / path.name, table)
+    with atomic_file(path) as staged:
+        write_json(staged, table)
 
 
 def recipe_pass(

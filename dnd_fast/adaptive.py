@@ -29,8 +29,8 @@ from dnd_fast.cem import CemSpec, search
 from dnd_fast.errors import InvalidInput
 from dnd_fast.svf import DecomposedModel, Expert
 from dnd_fast.train.batch import (
-    IGNORED,
     Batch,
+    answered_exactly,
     collate,
     encode,
     respond,
@@ -296,10 +296,7 @@ class AdaptiveModel:
         repeated = Batch(*(tensor.repeat(count, 1) for tensor in batch))
         with self.base.factored(vectors, first.config.parametrisation):
             logits, labels = response_logits(self.base.model, repeated)
-        answered = repeated.labels != IGNORED
-        right = torch.ones_like(answered)
-        right[answered] = logits.argmax(-1) == labels
-        exact = right.all(-1).view(count, -1).double().mean(-1)
+        exact = answered_exactly(repeated, logits).view(count, -1).double().mean(-1)
         losses = cross_entropy(logits.float(), labels, reduction="none").view(count, -1)
         return torch.stack([exact, -losses.double().mean(-1)], dim=-1).cpu()
 

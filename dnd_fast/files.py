@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -30,17 +29,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             there, or the disk is full.
     """
     path = Path(path)
-    for folder in (path, *path.parents):
-        if folder.exists() and not folder.is_dir():
-            raise NotADirectoryError(f"{folder} is a file; give a folder to write to.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder_for(path, path)
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield staged
         for file in staged.iterdir():
             _sync(file)
-            if (path / file.name).is_dir():
-                raise IsADirectoryError(f"{path / file.name} is a folder; move it away.")
+            _require_no_folder(path / file.name)
         if path.exists():
             for file in staged.iterdir():
                 file.replace(path / file.name)
@@ -60,9 +55,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     What a killed process has left of it is overwritten the next time.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full.
+        OSError: ``path`` is a folder, its folder cannot be written, or the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _require_no_folder(path)
+    _make_folder_for(path, path.parent)
     staged = path.with_name(f".{path.name}.partial")
     try:
         yield staged
@@ -73,6 +69,19 @@ def atomic_file(path: Path) -> Iterator[Path]:
         staged.unlink(missing_ok=True)
 
 
+def _make_folder_for(path: Path, folder: Path) -> None:
+    """Make the folder that ``path`` lies in, where ``folder`` must be one, if it is there."""
+    for each in (folder, *folder.parents):
+        if each.exists() and not each.is_dir():
+            raise NotADirectoryError(f"{each} is a file; give a folder to write to.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _require_no_folder(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; move it away.")
+
+
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
     """Keep other processes out of a folder; the system lets go of it when this one dies.
@@ -80,6 +89,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     Raises:
         InvalidInput: another one is at work in it; the message calls it ``what``.
     """
+    import fcntl  # which Windows has not, where generators can still be loaded
+
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:

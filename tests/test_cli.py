@@ -100,6 +100,7 @@ def test_train_an_expert(tmp_path):
     result = runner.invoke(app, [str(word) for word in svf])
     assert result.exit_code == 0, result.output
     assert Expert.load(tmp_path / "expert").config.base_model == str(DEMO_MODELS / "base")
-    result = runner.invoke(app, [str(word) for word in common])
-    assert isinstance(result.exception, InvalidInput)
-    assert "--method svf" in str(result.exception)
+    for wrong in (common, [*svf, "--hold-out", "x"], [*svf, "--estimate"]):
+        result = runner.invoke(app, [str(word) for word in wrong])
+        assert isinstance(result.exception, InvalidInput)
+        assert "for --method svf" in str(result.exception)

@@ -52,13 +52,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example]) -> l
     """
     require_chat_template(tokenizer)
     examples = list(examples)
-    systems = [
-        [{"role": "system", "content": e.system}] if e.system is not None else [] for e in examples
-    ]
-    asked = [
-        [*system, {"role": "user", "content": example.prompt}]
-        for system, example in zip(systems, examples, strict=True)
-    ]
+    asked = _asked(examples)
     answered = [
         [*turns, {"role": "assistant", "content": example.response}]
         for turns, example in zip(asked, examples, strict=True)
@@ -77,6 +71,32 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example]) -> l
             f"the chat template of the tokenizer {tokenizer.name_or_path!r} leaves out a response."
         )
     return encoded
+
+
+def generation_inputs(
+    tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example], device: torch.device
+) -> BatchEncoding:
+    """What a model generates the responses from, padded on the left; theirs do not count."""
+    templated = tokenizer.apply_chat_template(
+        _asked(examples),
+        add_generation_prompt=True,
+        padding=True,
+        return_tensors="pt",
+        return_dict=True,
+        tokenizer_kwargs={"padding_side": "left"},
+    )
+    return cast(BatchEncoding, templated).to(device)
+
+
+def _asked(examples: Iterable[Example]) -> list[list[dict[str, str]]]:
+    """Conversations up to the response."""
+    return [
+        [
+            *([{"role": "system", "content": e.system}] if e.system is not None else []),
+            {"role": "user", "content": e.prompt},
+        ]
+        for e in examples
+    ]
 
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -212,10 +232,21 @@ def exact_match(
     """
     flat = batch.view(-1)
     with applied(model, adapters or {}, scaling):
-        logits, labels = response_logits(model, flat)
-    correct = torch.ones_like(flat.labels, dtype=torch.bool)
-    correct[flat.labels != IGNORED] = logits.argmax(-1) == labels
-    return correct.all(-1).view(batch.labels.shape[:2]).float().mean(-1)
+        logits, _ = response_logits(model, flat)
+    return answered_exactly(flat, logits).view(batch.labels.shape[:2]).float().mean(-1)
+
+
+def answered_exactly(batch: Batch, logits: Tensor) -> Tensor:
+    """Whether every response token of a sequence is the most likely one: ``[B, T]`` -> ``[B]``.
+
+    Args:
+        batch: the sequences.
+        logits: of their response positions, by :func:`response_logits`.
+    """
+    answered = batch.labels != IGNORED
+    correct = torch.ones_like(answered)
+    correct[answered] = logits.argmax(-1) == batch.labels[answered]
+    return correct.all(-1)
 
 
 @torch.no_grad()
@@ -230,16 +261,8 @@ def respond(
 ) -> list[list[str]]:
     """Greedy responses to K lists of B prompts each, list k under adapter k."""
     each = len(prompts[0])
-    turns = [[{"role": "user", "content": prompt}] for group in prompts for prompt in group]
-    templated = tokenizer.apply_chat_template(
-        turns,
-        add_generation_prompt=True,
-        padding=True,
-        return_tensors="pt",
-        return_dict=True,
-        tokenizer_kwargs={"padding_side": "left"},
-    )
-    inputs = cast(BatchEncoding, templated).to(model.device)
+    asked = [Example(prompt, "") for group in prompts for prompt in group]
+    inputs = generation_inputs(tokenizer, asked, model.device)
     with applied(model, adapters or {}, scaling):
         ids = model.generate(  # type: ignore[operator]
             **inputs, max_new_tokens=max_new_tokens, do_sample=False

@@ -8,13 +8,11 @@ it, the adapters of different data sets have little in common that a generator c
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import shutil
 import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +22,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dnd_fast.adapter import Adapter, lora_config
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_file, read_metadata, read_safetensors, write_safetensors
+from dnd_fast.files import (
+    atomic_file,
+    locked,
+    read_metadata,
+    read_safetensors,
+    write_safetensors,
+)
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import CollectSpec, LoraSpec
 from dnd_fast.train.base import load_base, load_config, resolved
@@ -73,7 +77,10 @@ def collect(
         InvalidInput: no usable examples, or a loss that is not finite.
     """
     steps = spec.steps + spec.checkpoints
-    data = [_usable(each, spec, f"number {index}") for index, each in enumerate(datasets)]
+    data = [
+        _usable(spread(each, spec.samples), spec, f"number {index}")
+        for index, each in enumerate(datasets)
+    ]
     starts = range(0, len(data), spec.parallel)
     tokens = []
     for index, start in enumerate(starts):
@@ -145,7 +152,7 @@ def collect_folder(
     wanted = Manifest(
         base, tokenizer, lora.rank, lora.alpha, layout.target_modules, settings, datasets={}
     )
-    with _locked(folder):
+    with locked(folder, "dnd-fast collect"):
         manifest = _agreed(folder, wanted)
         for name in datasets.keys() & manifest.datasets.keys():
             _check_unchanged(folder, datasets[name], manifest.datasets[name])
@@ -273,8 +280,8 @@ def _encoded(
 
 
 def _usable(sequences: Sequence[Encoded], spec: CollectSpec, name: str) -> list[Encoded]:
-    """As many examples and tokens as ``spec`` wants."""
-    kept, cut, dropped = shorten(spread(sequences, spec.samples), spec.length)
+    """What is left with as many tokens as ``spec`` wants."""
+    kept, cut, dropped = shorten(sequences, spec.length)
     if not kept:
         raise InvalidInput(
             f"data set {name!r}: no prompt leaves room for a response within {spec.length} tokens; "
@@ -288,21 +295,6 @@ def _usable(sequences: Sequence[Encoded], spec: CollectSpec, name: str) -> list[
             stacklevel=2,
         )
     return kept
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder; the system lets go of it when this one dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InvalidInput(
-                f"another dnd-fast collect is at work in {folder}; wait for it, or give another "
-                "folder."
-            ) from error
-        yield
 
 
 def _agreed(folder: Path, wanted: Manifest) -> Manifest:

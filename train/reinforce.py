@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_folder, write_json
+from dnd_fast.files import atomic_file, write_json
 from dnd_fast.svf import DecomposedModel, Expert, Parametrisation, initial_vectors
 from dnd_fast.train.batch import (
     IGNORED,
@@ -178,8 +178,8 @@ def train_expert(
         progress(state.step, spec.steps)
     expert = base.expert(state.best, spec.parametrisation)
     expert.save(out)
-    with atomic_folder(out) as folder:
-        write_json(folder / RUN_FILE, about | {"score": state.score, "history": state.history})
+    with atomic_file(out / RUN_FILE) as staged:
+        write_json(staged, about | {"score": state.score, "history": state.history})
     return expert
 
 

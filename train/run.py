@@ -218,8 +218,7 @@ def find_names(collection: Collection, patterns: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for pattern in patterns:
         if pattern.startswith("@"):
-            lines = Path(pattern[1:]).read_text(encoding="utf-8").splitlines()
-            found.update(dict.fromkeys(name for line in lines if (name := line.strip())))
+            found.update(dict.fromkeys(read_names(pattern)))
             continue
         fitting = [name for name in collection.names if fnmatchcase(name, pattern)]
         if not fitting:
@@ -229,6 +228,18 @@ def find_names(collection: Collection, patterns: Sequence[str]) -> list[str]:
             )
         found.update(dict.fromkeys(fitting))
     return list(found)
+
+
+def read_names(word: str) -> list[str]:
+    """The word itself, or of ``@FILE`` its lines that are not blank.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not word.startswith("@"):
+        return [word]
+    lines = Path(word[1:]).read_text(encoding="utf-8").splitlines()
+    return [name for line in lines if (name := line.strip())]
 
 
 def generator_config(recipe: Recipe, collection: Collection) -> GeneratorConfig:
@@ -251,7 +262,6 @@ def _described(setup: Setup, collection: Collection, trained: Sequence[str]) -> 
         "form": setup.form,
         "strategy": setup.strategy,
         "candidates": setup.candidates,
-        "extractor": setup.recipe.condition.encoder,
         "seed": setup.seed,
         "bf16": setup.options.bf16,
         "optimizer": setup.options.optimizer,

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from dnd_fast.cli.console import console, progress_bars
-from dnd_fast.files import atomic_folder, write_json
+from dnd_fast.files import atomic_file, write_json
 
 
 def demo(
@@ -45,5 +45,5 @@ def demo(
 
     figures = show(console, out)
     if json_file is not None:
-        with atomic_folder(json_file.parent) as folder:
-            write_json(folder / json_file.name, figures)
+        with atomic_file(json_file) as staged:
+            write_json(staged, figures)

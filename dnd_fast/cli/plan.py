@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from dnd_fast.cli.console import Weights, console, progress_bars
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_folder, write_json
+from dnd_fast.files import atomic_file, write_json
 
 if TYPE_CHECKING:
     from dnd_fast.kernels.device import DeviceProfile
@@ -107,8 +107,8 @@ def _measure(
         )
     path = table_path(device)
     times = {**load_table(device), **found}
-    with atomic_folder(path.parent) as folder:
-        write_json(folder / path.name, {"device": device_name(device), "seconds": times})
+    with atomic_file(path) as staged:
+        write_json(staged, {"device": device_name(device), "seconds": times})
     console.print(f"Wrote [bold]{escape(str(path))}[/bold].")
 
 

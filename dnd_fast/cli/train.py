@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dnd_fast.train.trainer import Options, Record
 
 SVF = "With --method svf"
+SVF_OPTIONS = {"method", "recipe", "data", "base", "tokenizer", "out", "seed", "cache"}
 GPU_MEMORY = {"h200": 141.0, "a100": 80.0, "cpu": 64.0}  # GB
 
 
@@ -70,6 +71,7 @@ class Gpu(StrEnum):
 
 
 def train(
+    context: typer.Context,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -149,7 +151,11 @@ def train(
         list[str] | None, typer.Option(help="'tensorboard' or 'wandb'. May be repeated.")
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder for embedded texts.", show_default="in --out")
+        Path | None,
+        typer.Option(
+            help="Folder for embedded texts, or for the SVD of a base.",
+            show_default="in --out; of an SVD none is kept",
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -191,6 +197,7 @@ def train(
     if method is Method.svf:
         if data is None or base is None or out is None:
             raise InvalidInput("give --data, --base and --out to train an SVF expert.")
+        _refuse_others(context, SVF_OPTIONS)
         _train_expert(recipe, data, base, tokenizer, out, seed, cache)
         return
     if data is not None or base is not None or tokenizer is not None:
@@ -246,6 +253,14 @@ def train(
     if world.main:
         state = "Wrote a generator to" if trained else "Already finished:"
         console.print(f"{state} [bold]{escape(str(out / 'generator'))}[/bold].")
+
+
+def _refuse_others(context: typer.Context, known: set[str]) -> None:
+    """Raise InvalidInput for an option that was given and would have no effect."""
+    for name in context.params.keys() - known:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise InvalidInput(f"--{name.replace('_', '-')} is not for --method svf.")
 
 
 def _train_expert(

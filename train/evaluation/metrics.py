@@ -16,13 +16,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
-from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.train.batch import Encoded, collate, encode, exact_match, summed_losses
+from dnd_fast.train.batch import (
+    Encoded,
+    collate,
+    encode,
+    exact_match,
+    generation_inputs,
+    summed_losses,
+)
 from dnd_fast.train.datasets import Example
 from dnd_fast.train.evaluation.answers import (
     estimate_pass,
@@ -211,20 +218,7 @@ def complete(exam: Exam, max_new_tokens: int, *, samples: int = 1) -> list[list[
         }
 
     def answer(part: Sequence[Question]) -> list[list[str]]:
-        systems = [[{"role": "system", "content": q.system}] if q.system else [] for q in part]
-        asked = [
-            [*system, {"role": "user", "content": question.prompt}]
-            for system, question in zip(systems, part, strict=True)
-        ]
-        templated = exam.tokenizer.apply_chat_template(
-            asked,
-            add_generation_prompt=True,
-            padding=True,
-            return_tensors="pt",
-            return_dict=True,
-            tokenizer_kwargs={"padding_side": "left"},
-        )
-        inputs = cast(BatchEncoding, templated).to(exam.model.device)
+        inputs = generation_inputs(exam.tokenizer, part, exam.model.device)
         ids = exam.model.generate(  # type: ignore[operator]
             **inputs,
             max_new_tokens=settings.max_new_tokens or max_new_tokens,
@@ -257,8 +251,8 @@ def _passes(asked: str, settings: Settings) -> Callable[[Exam], list[float]]:
         )
     if not succeeds("pass"):
         raise InvalidInput(
-            "not even an empty program runs within limits here; dnd_fast/train/sandbox.py says "
-            "what it needs."
+            "not even an empty program runs within limits here; the module "
+            "dnd_fast.train.evaluation.sandbox says what it needs."
         )
 
     def score(exam: Exam) -> list[float]:

@@ -37,7 +37,7 @@ from dnd_fast.train.evaluation.plots import (
 from dnd_fast.train.evaluation.questions import Needed, read_questions
 from dnd_fast.train.evaluation.scores import Evaluation, check_disjoint, merged
 from dnd_fast.train.pairs import Form
-from dnd_fast.train.run import FORMAT_VERSION, RUN_FILE, find_names
+from dnd_fast.train.run import FORMAT_VERSION, RUN_FILE, find_names, read_names
 
 SHOWN_CHECKPOINTS = 4  # adapters of a data set in the plot of weights
 
@@ -140,16 +140,7 @@ class Subject:
             InvalidInput: a pattern fits none, or nothing is held out.
         """
         names = [*self.held_out, *self.trained_on]
-        wanted = [
-            line.strip()
-            for pattern in patterns
-            for line in (
-                Path(pattern[1:]).read_text(encoding="utf-8").splitlines()
-                if pattern.startswith("@")
-                else [pattern]
-            )
-            if line.strip()
-        ]
+        wanted = [name for pattern in patterns for name in read_names(pattern)]
         for pattern in wanted:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise InvalidInput(f"--data {pattern}: there is only {', '.join(names)}.")
