@@ -12,8 +12,10 @@ call, which on a GPU compiles kernels and captures a CUDA graph; and the steady 
 and p80 of its stages:
 
 * ``tokenize`` and ``encode``: prompts to token ids, and these to embeddings;
-* ``decode``: embeddings to weight tokens, the length projection included;
-* ``detokenize`` and ``to_host``: tokens to LoRA tensors, and the copy of these to the CPU's memory;
+* ``decode``: embeddings to weight tokens, the length projection included; on a GPU to LoRA tensors,
+  unless tokens carry their own scales;
+* ``detokenize`` and ``to_host``: what is left to do to LoRA tensors, and the copy of these to the
+  CPU's memory;
 * ``total``: the sum of these, round by round;
 * ``save``: the adapters' files.
 """
@@ -297,7 +299,7 @@ def _stages(generator: Generator, tasks: list[list[str]], rounds: int) -> dict[s
                 "tokenize": tokenized,
                 "encode": generator.timings["encode"] - tokenized,
                 "decode": generator.timings["decode"],
-                "detokenize": generator.timings["detokenize"] - to_host,
+                "detokenize": max(0.0, generator.timings["detokenize"] - to_host),
                 "to_host": to_host,
             }
             times["total"] = sum(times.values())

@@ -4,14 +4,16 @@ Bytes and FLOPs are those that an operation's formula needs: operands read once,
 once, a multiplication and an addition being two FLOPs. With F kept bins, T tiles, C and C'
 channels:
 
-* ``direct_conv2d``: 2 k^2 C C' per position; image and weight in, image out.
+* ``direct_conv2d``: 2 k^2 C C' per position; image and weight in, image out, and what is added.
 * ``analyze``: the image in, F 3 T C out; the Triton kernel's single product with folded windows of
   P positions takes 2 P F per tile and channel, the separable form of plain PyTorch less.
 * ``bin_gemm``: 8 F T C C'; signal F 3 T C and weight F 2 C C' in, product F 2 T C' out.
-* ``synthesize``: the product in, the image out; FLOPs as for ``analyze``.
+* ``synthesize``: the product in, the image out, and what is added; FLOPs as for ``analyze``.
 * ``weight_gradient``: 8 F T C C'; both signals in, F 2 C C' out.
-* ``layer_norm_stats``: 3 per element, which is read once.
-* ``detokenize``: 2 per element of the LoRA matrices; tokens and means in, elements out.
+* ``layer_norm_stats``: 3 per element, which is read once; only for a decoder's input, since every
+  other block's are found by the convolution before it.
+* ``detokenize``: 2 per element of the LoRA matrices; tokens and means in, elements out; where the
+  last convolution does not write the matrices itself.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ from dnd_fast.generator import GeneratorConfig
 from dnd_fast.kernels import dft
 from dnd_fast.kernels.plan import ConvPlan, DecoderPlan
 from dnd_fast.kernels.tiles import FFTConvPlan, columns
+from dnd_fast.kernels.token_targets import TokenTargets
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import DecoderSpec, Recipe
 
@@ -115,32 +118,89 @@ def _height_flops(plan: FFTConvPlan, positions: int, planes: int) -> float:
     return 2.0 * positions * planes * (len(own) * (n // 2 + 1) + 2 * len(pairs) * n)
 
 
+# The dimensions of a block's tensors, [B, N, L, C] and its like, that are B, C, H and W.
+INPUTS = {
+    "a_width": (0, 3, 2, 1),
+    "a_height": (0, 1, 2, 3),
+    "b_height": (0, 2, 1, 3),
+    "b_width": (0, 3, 1, 2),
+    "layerwise": (0, 1, 2, 3),
+}
+OUTPUTS = {
+    "a_width": (0, 3, 1, 2),
+    "a_height": (0, 2, 1, 3),
+    "b_height": (0, 1, 2, 3),
+    "b_width": (0, 3, 2, 1),
+    "layerwise": (0, 1, 2, 3),
+}
+
+
 def triton_operations(
-    choice: ConvPlan, batch: int, dtype: torch.dtype, device: torch.device
+    choice: ConvPlan,
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    targets: TokenTargets | None = None,
 ) -> Iterator[Operation]:
-    """A convolution on the Triton kernels, on data laid out as in a pass; and its gradient's."""
+    """A convolution on the Triton kernels, as in a pass: data laid out, LayerNorm on load, what is
+    done before the store (but no residual); and its gradient's product.
+
+    ``targets`` are for a decoder's last convolution.
+    """
     from dnd_fast.kernels import triton_conv
     from dnd_fast.kernels.analyze import analyze
     from dnd_fast.kernels.bin_gemm import bin_gemm, bin_gemm_weight_gradient
     from dnd_fast.kernels.direct_conv import direct_conv2d, pack_weight
+    from dnd_fast.kernels.operands import LayerNorm
     from dnd_fast.kernels.synthesize import synthesize
 
     shape, plan, size = choice.shape, choice.tiles, dtype.itemsize
     c_in, c_out = shape.channels_in, shape.channels_out
-    images = tuple(size * batch * shape.height * shape.width * c for c in (c_in, c_out))
+    images = [size * batch * shape.height * shape.width * c for c in (c_in, c_out)]
+    kind = shape.name.partition(".")[2]
+    if kind == "a_height":
+        images[1] *= 2  # what is there already is added to
+    if targets is not None:
+        images[1] = 4 * batch * targets.elements + 4 * c_out * shape.height * shape.width
 
     def random(*sizes: int) -> Tensor:
         return torch.randn(sizes, dtype=dtype, device=device)
 
-    def image(channels: int) -> Tensor:
-        return random(batch, shape.height, shape.width, channels).permute(0, 3, 1, 2)
+    def image(channels: int, order: tuple[int, ...]) -> Tensor:
+        sizes = batch, channels, shape.height, shape.width
+        return random(*(sizes[order.index(dim)] for dim in range(4))).permute(order)
+
+    def loaded() -> tuple[Tensor, LayerNorm | None]:
+        """The input, and its LayerNorm."""
+        order = INPUTS[kind]
+        x = image(c_in, order)
+        if kind not in ("a_width", "b_height"):
+            return x, None
+        _, n, length, c = x.permute([order.index(dim) for dim in range(4)]).shape
+        stats, affine = torch.ones(2, batch, n, device=device), random(2, length, c)
+        return x, LayerNorm(*stats, *affine, order)
+
+    def stored() -> tuple[Tensor, dict[str, Any]]:
+        """The output, and what is done before it is stored."""
+        out = image(c_out, OUTPUTS[kind])
+        if kind == "b_width":
+            return out, {"epilogue": "tanh_bias", "bias": out[0]}
+        amax = torch.zeros(1, device=device)
+        if kind == "a_height":
+            return out, {"epilogue": "mix", "other": out, "amax": amax}
+        if kind != "layerwise":
+            return out, {"amax": amax}
+        options: dict[str, Any] = {"epilogue": "bias_residual", "bias": random(c_out)}
+        if targets is None:
+            return out, options | {"stats": torch.empty(2, batch, c_out, device=device).unbind()}
+        return torch.empty(batch, targets.elements, device=device), options | {"targets": targets}
 
     if plan is None:
 
         def make_direct() -> Callable[[], object]:
-            x, out = image(c_in), image(c_out)
+            (x, norm), (out, options) = loaded(), stored()
             packed = pack_weight(random(c_out, c_in, shape.kernel, shape.kernel))
-            return lambda: direct_conv2d(x, packed, out, shape.kernel)
+            return lambda: direct_conv2d(x, packed, out, shape.kernel, norm=norm, **options)
 
         moved = sum(images) + size * shape.weights
         flops = batch * shape.direct_flops
@@ -151,10 +211,10 @@ def triton_operations(
     inputs, kept = triton_conv.input_tiling(plan), triton_conv.output_tiling(plan)
 
     def make_analyze() -> Callable[[], object]:
-        x, signal = image(c_in), random(bins, 3, tiles, c_in)
+        (x, norm), signal = loaded(), random(bins, 3, tiles, c_in)
         matrix = triton_conv.input_matrix(plan, dtype, device)
-        bound = torch.ones((), device=device)
-        return lambda: analyze(x, matrix, inputs, signal, planes=3, bound=bound, sqrt_points=root)
+        scaling = {"bound": torch.ones((), device=device), "sqrt_points": root}
+        return lambda: analyze(x, matrix, inputs, signal, planes=3, norm=norm, **scaling)
 
     def make_bin_gemm() -> Callable[[], object]:
         signal, product = random(bins, 3, tiles, c_in), random(bins, 2, tiles, c_out)
@@ -162,10 +222,10 @@ def triton_operations(
         return lambda: bin_gemm(signal, weight, product)
 
     def make_synthesize() -> Callable[[], object]:
-        product, out = random(bins, 2, tiles, c_out), image(c_out)
+        product, (out, options) = random(bins, 2, tiles, c_out), stored()
         matrix = triton_conv.output_matrix(plan, dtype, device)
-        bound = torch.ones((), device=device)
-        return lambda: synthesize(product, matrix, kept, out, bound=bound, sqrt_points=root)
+        options |= {"bound": torch.ones((), device=device), "sqrt_points": root}
+        return lambda: synthesize(product, matrix, kept, out, **options)
 
     def make_gradient() -> Callable[[], object]:
         signal, dy = random(bins, 3, tiles, c_in), random(bins, 2, tiles, c_out)
@@ -185,35 +245,37 @@ def triton_operations(
         yield Operation(layer, name, flops, moved, make)
 
 
+def recipe_targets(recipe: Recipe, device: torch.device) -> tuple[TokenTargets, bool]:
+    """Where a recipe's tokens go, with random statistics, and whether tokens carry their own."""
+    layout = TokenLayout.from_dict(GeneratorConfig.from_recipe(recipe).layout)
+    if layout.scale == "static":
+        mean = torch.randn(layout.num_tokens, *layout.token_shape)
+        layout.set_statistics(mean, torch.ones(layout.num_tokens, 1, 1))
+    return layout.to(device).targets(device), layout.scale == "border"
+
+
 def other_operations(
     spec: DecoderSpec, recipe: Recipe | None, batch: int, dtype: torch.dtype, device: torch.device
 ) -> Iterator[Operation]:
-    """On the Triton kernels: LayerNorm's statistics of every block, and a recipe's detokenising."""
-    from dnd_fast.kernels.detokenize import TokenTargets, detokenize
+    """On the Triton kernels: LayerNorm's statistics of the input, and a recipe's detokenising."""
+    from dnd_fast.kernels.detokenize import detokenize
     from dnd_fast.kernels.layer_norm_stats import layer_norm_stats
 
-    def make_stats(shape: list[int]) -> Callable[[], object]:
-        x = torch.randn(batch, *shape, dtype=dtype, device=device)
+    def make_stats() -> Callable[[], object]:
+        x = torch.randn(batch, *spec.features[0], dtype=dtype, device=device)
         return lambda: layer_norm_stats(x)
 
-    for index, shape in enumerate(spec.features[:-1]):
-        elements = batch * math.prod(shape)
-        moved = dtype.itemsize * elements
-        make = partial(make_stats, shape)
-        yield Operation(f"{index}", "layer_norm_stats", 3.0 * elements, moved, make)
+    elements = batch * math.prod(spec.features[0])
+    moved = dtype.itemsize * elements
+    yield Operation("input", "layer_norm_stats", 3.0 * elements, moved, make_stats)
     if recipe is None:
         return
-    layout = TokenLayout.from_dict(GeneratorConfig.from_recipe(recipe).layout)
-    targets = TokenTargets.make(layout.tensor_shapes(), layout.chunk, device)
+    targets, border = recipe_targets(recipe, device)
 
     def make_detokenize() -> Callable[[], object]:
         tokens = torch.randn(batch, *spec.features[-1], dtype=dtype, device=device)
         out = torch.empty(batch, targets.elements, device=device)
-        if layout.scale == "border":
-            return lambda: detokenize(tokens, targets, out, border=True)
-        mean = torch.randn(len(tokens[0]), targets.rank, targets.chunk, device=device)
-        std = torch.ones(len(tokens[0]), 1, 1, device=device)
-        return lambda: detokenize(tokens, targets, out, mean=mean, std=std)
+        return lambda: detokenize(tokens, targets, out, border=border)
 
     elements = batch * math.prod(spec.features[-1])
     moved = dtype.itemsize * elements + 4 * batch * 2 * targets.elements
@@ -230,10 +292,12 @@ def operations(
     device: torch.device,
 ) -> Iterator[Operation]:
     """Of a whole decoder: the Triton kernels on a GPU, plain PyTorch on a CPU."""
-    for choice in plan.convolutions:
-        if device.type == "cuda":
-            yield from triton_operations(choice, batch, dtype, device)
-        else:
+    if device.type != "cuda":
+        for choice in plan.convolutions:
             yield from torch_operations(choice, batch)
-    if device.type == "cuda":
-        yield from other_operations(spec, recipe, batch, dtype, device)
+        return
+    targets, border = (None, True) if recipe is None else recipe_targets(recipe, device)
+    for choice in plan.convolutions:
+        written = None if border or choice is not plan.convolutions[-1] else targets
+        yield from triton_operations(choice, batch, dtype, device, written)
+    yield from other_operations(spec, recipe, batch, dtype, device)

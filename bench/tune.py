@@ -122,6 +122,7 @@ def _reporting(launcher: Callable[..., Any], handle: Callable[[Launch], None]) -
         adds = out is not None and other is not None and out.data_ptr() == other.data_ptr()
         written = [] if out is None else [(out, out.clone() if adds else None)]
         written += [] if amax is None else [(amax, amax.clone())]
+        written += [(each, None) for each in given.get("stats") or ()]
         with patch.object(tuned, "config", default):
             result = launcher(*args, **options)
         for key, candidates in asked:
@@ -257,8 +258,11 @@ def recipe_pass(
 
     @torch.no_grad()
     def generate() -> None:
-        decoder.make_engine()  # whose first pass launches kernels, while later ones replay a graph
+        # An engine's first pass launches kernels, while later ones replay a graph.
+        decoder.make_engine(layout.targets(device))
         layout.detokenize_to_cpu(decoder(condition))
+        if decoder.engine is not None and layout.scale == "static":
+            decoder.engine.weights(condition)
 
     return step if training else generate
 

@@ -20,6 +20,7 @@ from dnd_fast.kernels.fft_conv import WORKSPACE_BYTES, Impl, fft_conv2d
 from dnd_fast.kernels.plan import DecoderPlan, Weights, decoder_convolutions, plan_decoder
 from dnd_fast.kernels.reference import LAYER_NORM_EPS, direct, hyper_conv_block
 from dnd_fast.kernels.tiles import FFTConvPlan
+from dnd_fast.kernels.token_targets import TokenTargets
 from dnd_fast.kernels.transformed_weight import TransformedWeight, transform_weight
 
 if TYPE_CHECKING:
@@ -273,11 +274,14 @@ class HyperConvDecoder(nn.Module):
             torch.compile(self._cascade, dynamic=False) if compile else self._cascade
         )
 
-    def make_engine(self) -> bool:
+    def make_engine(self, targets: TokenTargets | None = None) -> bool:
         """Let passes without gradients run on the Triton kernels alone, if ``impl`` allows that.
 
         Weights are packed now: change no parameter afterwards. The engine ends with a change of
         plan, implementation, device or dtype.
+
+        Args:
+            targets: for an engine that shall write LoRA tensors too.
 
         Returns:
             Whether there is an engine.
@@ -285,7 +289,8 @@ class HyperConvDecoder(nn.Module):
         if self.runs_triton:
             from dnd_fast.engine import Engine
 
-            self.engine = Engine(cast(Sequence[HyperConvBlock], self.blocks), self.projection)
+            blocks = cast(Sequence[HyperConvBlock], self.blocks)
+            self.engine = Engine(blocks, self.projection, targets)
         return self.runs_triton
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> HyperConvDecoder:

@@ -173,6 +173,8 @@ class Generator(
     ) -> DecoderPlan:
         """Plan the decoder's convolutions for its device, and follow the plan from now on.
 
+        On an NVIDIA GPU weights and the layout's statistics are taken as they are now.
+
         Args:
             batch: tasks per pass.
             memory: bytes that the decoder may take; see :func:`dnd_fast.planning.plan_for`.
@@ -183,7 +185,8 @@ class Generator(
         """
         plan = plan_for(self.decoder, batch=batch, memory=memory, weights=weights)
         self.decoder.set_plan(plan)
-        if self.decoder.make_engine():
+        writes_lora = type(self.layout) is TokenLayout and self.layout.scale == "static"
+        if self.decoder.make_engine(self.layout.targets(self.device) if writes_lora else None):
             logger.info("the decoder runs on the Triton kernels")
         return plan
 
@@ -225,9 +228,16 @@ class Generator(
         clock = [time.perf_counter()]
         condition = self.encode(sampled)
         clock.append(self._synchronized_time())
-        tokens = self(condition)
-        clock.append(self._synchronized_time())
-        tensors = self.layout.detokenize_to_cpu(tokens)
+        engine = self.decoder.engine
+        targets = None if engine is None else engine.targets
+        if engine is not None and targets is not None:
+            weights = engine.weights(condition.to(self.decoder.dtype))
+            clock.append(self._synchronized_time())
+            tensors = targets.views(weights.cpu())
+        else:
+            tokens = self(condition)
+            clock.append(self._synchronized_time())
+            tensors = self.layout.detokenize_to_cpu(tokens)
         clock.append(time.perf_counter())
         self.timings = dict(
             zip(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -23,12 +23,11 @@ from dnd_fast.border import add_border, remove_border
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import check_weights
 from dnd_fast.kernels.device import can_run_triton
+from dnd_fast.kernels.token_targets import TokenTargets
 from dnd_fast.lora_modules import LoraModule, find_lora_modules
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-    from dnd_fast.kernels.detokenize import TokenTargets
 
 Scale = Literal["static", "border"]
 PEFT_PREFIX = "base_model.model."
@@ -135,7 +134,7 @@ class TokenLayout(nn.Module):
             raise InvalidInput(f"chunk={chunk!r}: it must be a positive integer.")
         self.token_shape = (rank + border, self.chunk + border)
         self.num_tokens = sum(math.ceil(size / self.chunk) for size in sizes)
-        self._targets: dict[torch.device, TokenTargets] = {}  # where tokens go, made on first use
+        self._tables: dict[torch.device, TokenTargets] = {}  # made on first use
         self.register_buffer("mean", None)
         self.register_buffer("std", None)
 
@@ -291,14 +290,16 @@ class TokenLayout(nn.Module):
             return {name: value.cpu() for name, value in self.detokenize(tokens).items()}
         from dnd_fast.kernels import detokenize as kernel
 
-        if tokens.device not in self._targets:
-            targets = kernel.TokenTargets.make(self.tensor_shapes(), self.chunk, tokens.device)
-            self._targets[tokens.device] = targets
-        targets = self._targets[tokens.device]
+        targets = self.targets(tokens.device)
         out = tokens.new_empty(len(tokens), targets.elements, dtype=torch.float32)
-        border = self.scale == "border"
-        kernel.detokenize(tokens, targets, out, mean=self.mean, std=self.std, border=border)
+        kernel.detokenize(tokens, targets, out, border=self.scale == "border")
         return targets.views(out.cpu())
+
+    def targets(self, device: torch.device) -> TokenTargets:
+        """Where a kernel writes tokens, with the statistics as they are now."""
+        if device not in self._tables:
+            self._tables[device] = TokenTargets.make(self.tensor_shapes(), self.chunk, device)
+        return replace(self._tables[device], mean=self.mean, std=self.std)
 
     def fit(self, tokens: Tensor) -> None:
         """Set mean and std from a collection, in place of any earlier ones (static mode).

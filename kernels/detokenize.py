@@ -20,17 +20,15 @@ Bytes moved: every token once, the static mean once per sample, every LoRA eleme
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from dnd_fast.kernels import tuned
-from dnd_fast.kernels.operands import require_gpu
+from dnd_fast.kernels.operands import require_gpu, require_shape
+from dnd_fast.kernels.token_targets import TokenTargets
 
 
 @triton.jit
@@ -139,78 +137,11 @@ CANDIDATES = (
 )
 
 
-@dataclass(frozen=True)
-class TokenTargets:
-    """Where every token goes in one flat buffer that holds all LoRA tensors.
-
-    Attributes:
-        shapes: of the LoRA tensors, by name, in token order.
-        rank: r.
-        chunk: columns of a token.
-        table: ``[Nw, 4]`` int64: offset, columns kept, row stride, column stride, in elements.
-    """
-
-    shapes: dict[str, tuple[int, int]]
-    rank: int
-    chunk: int
-    table: Tensor
-
-    @classmethod
-    def make(
-        cls,
-        shapes: Mapping[str, tuple[int, int]],
-        chunk: int,
-        device: torch.device | str | None = None,
-    ) -> TokenTargets:
-        """Targets for tensors that lie one after another, each contiguous.
-
-        Args:
-            shapes: A ``(r, in)`` and B ``(out, r)`` by PEFT's names (``….lora_A.weight``), in token
-                order; each tensor is one token per ``chunk`` of in or out, the last may be shorter.
-            chunk: columns of a token.
-            device: of the table.
-
-        Raises:
-            ValueError: the tensors differ in rank.
-        """
-        rows: list[tuple[int, int, int, int]] = []
-        ranks, base = set(), 0
-        for name, shape in shapes.items():
-            turned = ".lora_B." in name
-            size, rank = shape if turned else shape[::-1]
-            row_stride, column_stride = (1, rank) if turned else (size, 1)
-            rows += [
-                (base + start * column_stride, min(chunk, size - start), row_stride, column_stride)
-                for start in range(0, size, chunk)
-            ]
-            base += size * rank
-            ranks.add(rank)
-        if len(ranks) != 1:
-            raise ValueError(f"LoRA tensors of one rank are needed, not of {sorted(ranks)}.")
-        table = torch.tensor(rows, dtype=torch.int64, device=device)
-        return cls(dict(shapes), ranks.pop(), chunk, table)
-
-    @property
-    def elements(self) -> int:
-        """E, of all LoRA tensors."""
-        return sum(map(math.prod, self.shapes.values()))
-
-    def views(self, out: Tensor) -> dict[str, Tensor]:
-        """``[..., E]`` -> views ``[..., r, in]`` and ``[..., out, r]`` of it, by name."""
-        parts = out.split([math.prod(shape) for shape in self.shapes.values()], dim=-1)
-        return {
-            name: part.unflatten(-1, shape)
-            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
-
-
 def detokenize(
     tokens: Tensor,
     targets: TokenTargets,
     out: Tensor,
     *,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
     border: bool = False,
     config: DetokenizeConfig | None = None,
 ) -> None:
@@ -222,45 +153,35 @@ def detokenize(
         targets: on the tokens' device.
         out: ``[B, E]``, contiguous, any float dtype up to 32 bits; ``targets.views(out)`` are the
             LoRA tensors.
-        mean: ``[Nw, r, chunk]`` float32, contiguous; None: tokens are not scaled, unless by
-            ``border``.
-        std: ``[Nw, 1, 1]`` float32, contiguous; given with mean.
         border: the tokens carry mean and std, so that Lw = r + 2 and Cw = chunk + 2.
         config: by default the device's, see :mod:`.tuned`.
 
     Raises:
-        ValueError: a shape does not fit the targets, or a tensor is not on an NVIDIA GPU.
+        ValueError: a shape does not fit the targets, the targets have statistics though the tokens
+            carry theirs, or a tensor is not on an NVIDIA GPU.
     """
     require_gpu(tokens, out)
-    if (mean is None) != (std is None) or (border and mean is not None):
-        raise ValueError("pass mean and std together, or border, or none of them.")
+    if border and targets.mean is not None:
+        raise ValueError("the targets have a mean and std, and border=True: pass one of them.")
     border_size = 2 if border else 0
     rows, columns = targets.rank + border_size, targets.chunk + border_size
     samples, count = tokens.shape[0], len(targets.table)
-    for name, tensor, shape, dense in (
-        ("tokens", tokens, (samples, count, rows, columns), False),
-        ("out", out, (samples, targets.elements), True),
-        ("mean", mean, (count, targets.rank, targets.chunk), True),
-        ("std", std, (count, 1, 1), True),
-    ):
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape or (dense and not tensor.is_contiguous()):
-            raise ValueError(
-                f"{name} has shape {list(tensor.shape)} and strides {list(tensor.stride())}; "
-                f"expected{' a contiguous tensor of' if dense else ''} shape {list(shape)}."
-            )
+    if tuple(tokens.shape) != (samples, count, rows, columns):
+        raise ValueError(
+            f"tokens has shape {list(tokens.shape)}; expected {[samples, count, rows, columns]}."
+        )
+    require_shape("out", out, (samples, targets.elements))
     if samples == 0:
         return
-    scale = "border" if border else "none" if mean is None else "static"
+    scale = "border" if border else "none" if targets.mean is None else "static"
     if config is None:
         problem = tokens.dtype, out.dtype, scale, samples * count, targets.rank, targets.chunk
         config = tuned.config(CANDIDATES, tokens.device, "detokenize", *problem)
     _detokenize_kernel[(count, samples)](
         tokens_ptr=tokens,
         targets_ptr=targets.table,
-        mean_ptr=mean,
-        std_ptr=std,
+        mean_ptr=targets.mean,
+        std_ptr=targets.std,
         out_ptr=out,
         stride_tb=tokens.stride(0),
         stride_tn=tokens.stride(1),

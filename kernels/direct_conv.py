@@ -28,8 +28,22 @@ import triton.language as tl
 from torch import Tensor
 
 from dnd_fast.kernels import tuned
-from dnd_fast.kernels.operands import EpilogueName, LayerNorm, require_gpu, require_operands
-from dnd_fast.kernels.triton_functions import epilogue_store, layer_norm_on_load
+from dnd_fast.kernels.layer_norm_stats import merge_chunks
+from dnd_fast.kernels.operands import (
+    EpilogueName,
+    LayerNorm,
+    image_strides,
+    output_shape,
+    require_gpu,
+    require_operands,
+)
+from dnd_fast.kernels.token_targets import TokenTargets
+from dnd_fast.kernels.triton_functions import (
+    epilogue_store,
+    layer_norm_on_load,
+    lora_offsets,
+    moments,
+)
 
 
 @triton.jit
@@ -44,6 +58,10 @@ def _direct_conv_kernel(
     bias_ptr,
     other_ptr,
     amax_ptr,
+    chunks_ptr,
+    targets_ptr,
+    token_mean_ptr,
+    token_std_ptr,
     stride_xb,
     stride_xc,
     stride_xh,
@@ -61,10 +79,7 @@ def _direct_conv_kernel(
     stride_bc,
     stride_bh,
     stride_bw,
-    stride_rb,
-    stride_rc,
-    stride_rh,
-    stride_rw,
+    stride_lora,
     channels_in,
     channels_out,
     height,
@@ -131,18 +146,39 @@ def _direct_conv_kernel(
         acc = tl.dot(b_x.to(b_w.dtype), b_w, acc, input_precision="ieee")  # [M, N]
 
     o_h, o_w = o_h.to(tl.int64), o_w.to(tl.int64)
-    epilogue_store(
+    m_out = (o_h < height) & (o_w < width) & m_n
+    o_c = tl.minimum(o_n, channels_out - 1)  # a token that exists
+    o_image = i_b * stride_ob + o_n * stride_oc + o_h * stride_oh + o_w * stride_ow
+    o_out = o_image
+    if targets_ptr is not None:
+        o_out, m_kept = lora_offsets(targets_ptr, o_c, o_h, o_w)
+        o_out, m_out = o_out + i_b * stride_lora, m_out & m_kept
+    stored = epilogue_store(
         acc,
-        (o_h < height) & (o_w < width) & m_n,
+        m_out,
         out_ptr,
-        i_b * stride_ob + o_n * stride_oc + o_h * stride_oh + o_w * stride_ow,
+        o_out,
         bias_ptr,
         o_n * stride_bc + o_h * stride_bh + o_w * stride_bw,
         other_ptr,
-        i_b * stride_rb + o_n * stride_rc + o_h * stride_rh + o_w * stride_rw,
+        o_image,
         amax_ptr,
+        token_mean_ptr,
+        (o_c * height + o_h) * width + o_w,
+        token_std_ptr,
+        o_c,
         EPILOGUE,
     )
+    if chunks_ptr is not None:
+        count, mean, m2 = moments(stored, m_out, 0)
+        o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        m_n = o_n < channels_out
+        tiles = tl.cdiv(height, BLOCK_H) * tiles_w
+        rows = tl.num_programs(0) // (blocks_n * tiles) * channels_out
+        p_chunk = chunks_ptr + i_tile % tiles * rows + i_b * channels_out + o_n
+        tl.store(p_chunk, count, mask=m_n)
+        tl.store(p_chunk + tiles * rows, mean, mask=m_n)
+        tl.store(p_chunk + 2 * tiles * rows, m2, mask=m_n)
 
 
 @dataclass(frozen=True)
@@ -193,6 +229,8 @@ def direct_conv2d(
     bias: Tensor | None = None,
     other: Tensor | None = None,
     amax: Tensor | None = None,
+    stats: tuple[Tensor, Tensor] | None = None,
+    targets: TokenTargets | None = None,
     config: DirectConvConfig | None = None,
 ) -> None:
     """Convolve with stride 1 and "same" padding.
@@ -208,14 +246,19 @@ def direct_conv2d(
         x: ``[B, C, H, W]``, any strides, any float dtype up to float32.
         packed: ``[k k, C', C]`` by :func:`pack_weight`; float16, bfloat16 or float32. Products are
             taken in its dtype and summed in float32.
-        out: ``[B, C', H, W]``, any strides, any float dtype up to float32; apart from x.
+        out: ``[B, C', H, W]``, any strides, any float dtype up to float32; apart from x; with
+            targets ``[B, E]``, contiguous.
         kernel: k, odd.
         norm: applied to x first.
         epilogue: see above.
         bias: a view ``[C', H, W]``, any strides, for ``"tanh_bias"``; ``[C']`` for
             ``"bias_residual"``.
-        other: as out, any strides; may be ``out`` itself.
+        other: ``[B, C', H, W]``, of the strides of ``out``; any with targets; may be ``out``.
         amax: ``[]`` or ``[1]`` float32, raised to the largest magnitude stored.
+        stats: mean and reciprocal standard deviation of what is stored, over (H, W); written,
+            ``[B, C']`` float32, contiguous.
+        targets: the image is tokens ``[B, Nw, r, chunk]``, to be scaled and written into LoRA
+            tensors as :func:`.detokenize.detokenize` does it.
         config: by default the device's, see :mod:`.tuned`.
 
     Raises:
@@ -226,33 +269,37 @@ def direct_conv2d(
         raise ValueError(f"kernel={kernel}: it must be odd.")
     (batch, channels_in, height, width), channels_out = x.shape, packed.shape[1]
     shape = (batch, channels_out, height, width)
-    for name, tensor, expected in (
-        ("packed", packed, (kernel * kernel, channels_out, channels_in)),
-        ("out", out, shape),
+    for name, found, expected in (
+        ("packed", tuple(packed.shape), (kernel * kernel, channels_out, channels_in)),
+        ("out", output_shape(out, targets), shape),
     ):
-        if tuple(tensor.shape) != expected:
+        if found != expected:
             raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}; an input of shape {tuple(x.shape)} "
-                f"expects {expected}."
+                f"{name} has shape {found}; an input of shape {tuple(x.shape)} expects {expected}."
             )
     require_operands(epilogue, shape, bias, other)
     if config is None:
         candidates = SINGLE if packed.dtype == torch.float32 else HALF
         layout = "last" if x.stride(1) == 1 else "first"
-        words = packed.dtype, "normed" if norm else "plain", layout, epilogue
+        normed, written = "normed" if norm else "plain", "tokens" if targets else epilogue
+        words = packed.dtype, normed, layout, written
         sizes = batch * height * width, channels_out, channels_in, kernel
         config = tuned.config(candidates, x.device, "direct_conv", *words, *sizes)
     block_h, block_w = _rectangle(height, width, config)
     block_n = min(config.outputs, max(16, triton.next_power_of_2(channels_out)))
     joint = channels_in < 16
     block_k = config.inputs if joint else min(config.inputs, triton.next_power_of_2(channels_in))
-    tiles = batch * triton.cdiv(height, block_h) * triton.cdiv(width, block_w)
-    blocks = tiles * triton.cdiv(channels_out, block_n)
+    tiles = triton.cdiv(height, block_h) * triton.cdiv(width, block_w)
+    blocks = batch * tiles * triton.cdiv(channels_out, block_n)
     if blocks == 0:
         return
-    stats, affine = (norm.stats_strides, norm.affine_strides) if norm else ((0,) * 4, (0,) * 4)
+    chunks = None
+    if stats is not None:
+        chunks = x.new_empty(3, tiles, batch * channels_out, dtype=torch.float32)
+    norm_strides = norm.stats_strides if norm else (0,) * 4
+    affine = norm.affine_strides if norm else (0,) * 4
     bias_strides = (0, 0, 0) if bias is None else (*bias.stride(), 0, 0)[:3]
-    other_strides = (0, 0, 0, 0) if other is None else other.stride()
+    out_strides = image_strides(out, targets, other)
     _direct_conv_kernel[(blocks,)](
         x_ptr=x,
         weight_ptr=packed,
@@ -264,27 +311,28 @@ def direct_conv2d(
         bias_ptr=bias,
         other_ptr=other,
         amax_ptr=amax,
+        chunks_ptr=chunks,
+        targets_ptr=targets.table if targets else None,
+        token_mean_ptr=targets.mean if targets else None,
+        token_std_ptr=targets.std if targets else None,
         stride_xb=x.stride(0),
         stride_xc=x.stride(1),
         stride_xh=x.stride(2),
         stride_xw=x.stride(3),
-        stride_ob=out.stride(0),
-        stride_oc=out.stride(1),
-        stride_oh=out.stride(2),
-        stride_ow=out.stride(3),
-        stride_sb=stats[0],
-        stride_sh=stats[2],
-        stride_sw=stats[3],
+        stride_ob=out_strides[0],
+        stride_oc=out_strides[1],
+        stride_oh=out_strides[2],
+        stride_ow=out_strides[3],
+        stride_sb=norm_strides[0],
+        stride_sh=norm_strides[2],
+        stride_sw=norm_strides[3],
         stride_gc=affine[1],
         stride_gh=affine[2],
         stride_gw=affine[3],
         stride_bc=bias_strides[0],
         stride_bh=bias_strides[1],
         stride_bw=bias_strides[2],
-        stride_rb=other_strides[0],
-        stride_rc=other_strides[1],
-        stride_rh=other_strides[2],
-        stride_rw=other_strides[3],
+        stride_lora=out.stride(0),
         channels_in=channels_in,
         channels_out=channels_out,
         height=height,
@@ -299,6 +347,8 @@ def direct_conv2d(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
+    if chunks is not None and stats is not None:
+        merge_chunks(chunks, *stats)
 
 
 def _rectangle(height: int, width: int, config: DirectConvConfig) -> tuple[int, int]:

@@ -11,6 +11,8 @@ from typing import Literal
 import triton
 from torch import Tensor
 
+from dnd_fast.kernels.token_targets import TokenTargets
+
 EpilogueName = Literal["store", "tanh_bias", "mix", "bias_residual"]
 
 
@@ -99,6 +101,39 @@ def require_operands(
                 f"{name} has shape {found}; epilogue {epilogue!r} and an output of shape {shape} "
                 f"expect {expected}."
             )
+
+
+def output_shape(out: Tensor, targets: TokenTargets | None) -> tuple[int, int, int, int]:
+    """``[B, C, H, W]`` of an output, which may be tokens on their way into LoRA tensors.
+
+    Raises:
+        ValueError: out does not fit the targets.
+    """
+    if targets is None:
+        batch, channels, height, width = out.shape
+        return batch, channels, height, width
+    require_shape("out", out, (out.shape[0], targets.elements))
+    return out.shape[0], len(targets.table), targets.rank, targets.chunk
+
+
+def image_strides(
+    out: Tensor, targets: TokenTargets | None, other: Tensor | None
+) -> tuple[int, ...]:
+    """Of an output ``[B, C, H, W]`` and what is added to it; 0 where there is neither.
+
+    Raises:
+        ValueError: they differ in strides.
+    """
+    if targets is not None:
+        return (0, 0, 0, 0) if other is None else other.stride()
+    if other is not None and any(
+        mine != theirs and size > 1
+        for mine, theirs, size in zip(out.stride(), other.stride(), out.shape, strict=True)
+    ):
+        raise ValueError(
+            f"other has strides {other.stride()} and the output {out.stride()}; expected the same."
+        )
+    return out.stride()
 
 
 def alignment(image: Tensor) -> int:

@@ -15,22 +15,36 @@ which is read by every block of columns, comes from the caches.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from dnd_fast.kernels import tuned
+from dnd_fast.kernels.layer_norm_stats import merge_chunks
 from dnd_fast.kernels.operands import (
     Config,
     EpilogueName,
     alignment,
+    image_strides,
+    output_shape,
     require_flat,
     require_gpu,
     require_operands,
 )
 from dnd_fast.kernels.tiles import Tiling
-from dnd_fast.kernels.triton_functions import epilogue_store, known_multiple, offsets, range_scale
+from dnd_fast.kernels.token_targets import TokenTargets
+from dnd_fast.kernels.triton_functions import (
+    epilogue_store,
+    known_multiple,
+    lora_offsets,
+    merge_moments,
+    moments,
+    offsets,
+    range_scale,
+)
 
 
 @triton.jit
@@ -42,6 +56,10 @@ def _synthesize_kernel(
     bias_ptr,
     other_ptr,
     amax_ptr,
+    chunks_ptr,
+    targets_ptr,
+    token_mean_ptr,
+    token_std_ptr,
     stride_ob,
     stride_oc,
     stride_oh,
@@ -49,10 +67,7 @@ def _synthesize_kernel(
     stride_bc,
     stride_bh,
     stride_bw,
-    stride_rb,
-    stride_rc,
-    stride_rh,
-    stride_rw,
+    stride_lora,
     bins,
     inner,
     batch,
@@ -111,6 +126,10 @@ def _synthesize_kernel(
     o_h = o_tile // (batch * tiles_w) * step_h
     o_w = o_tile // batch % tiles_w * step_w
     m_n = tl.expand_dims(o_n < columns, COLUMN)
+    if chunks_ptr is not None:
+        count = tl.zeros((BLOCK_N,), tl.float32)
+        mean = tl.zeros((BLOCK_N,), tl.float32)
+        m2 = tl.zeros((BLOCK_N,), tl.float32)
     for MIRRORED in tl.static_range(2):
         y = (even - odd if MIRRORED else even + odd) * factor
         y = y if CHANNELS_LAST else tl.trans(y)
@@ -120,18 +139,39 @@ def _synthesize_kernel(
         o_i = tl.expand_dims(o_p // SIZE_W, 1 - COLUMN)
         o_j = tl.expand_dims(o_p % SIZE_W, 1 - COLUMN)
         m_out = m_n & tl.expand_dims(m_p, 1 - COLUMN)
-        epilogue_store(
+        m_out = m_out & (o_h + o_i < height) & (o_w + o_j < width)
+        o_image = offsets(o_b, o_c, o_h, o_w, o_i, o_j, stride_ob, stride_oc, stride_oh, stride_ow)
+        o_out = o_image
+        if targets_ptr is not None:
+            o_out, m_kept = lora_offsets(targets_ptr, o_c, o_h + o_i, o_w + o_j)
+            o_out, m_out = o_out + o_b.to(tl.int64) * stride_lora, m_out & m_kept
+        stored = epilogue_store(
             y,
-            m_out & (o_h + o_i < height) & (o_w + o_j < width),
+            m_out,
             out_ptr,
-            offsets(o_b, o_c, o_h, o_w, o_i, o_j, stride_ob, stride_oc, stride_oh, stride_ow),
+            o_out,
             bias_ptr,
             offsets(o_b, o_c, o_h, o_w, o_i, o_j, 0, stride_bc, stride_bh, stride_bw),
             other_ptr,
-            offsets(o_b, o_c, o_h, o_w, o_i, o_j, stride_rb, stride_rc, stride_rh, stride_rw),
+            o_image,
             amax_ptr,
+            token_mean_ptr,
+            (o_c * height + o_h + o_i) * width + o_w + o_j,
+            token_std_ptr,
+            o_c,
             EPILOGUE,
         )
+        if chunks_ptr is not None:
+            count2, mean2, m22 = moments(stored, m_out, COLUMN)
+            count, mean, m2 = merge_moments(count, mean, m2, count2, mean2, m22)
+    if chunks_ptr is not None:
+        rows = batch * channels
+        p_chunk = chunks_ptr + (o_n // rows * blocks_m + tl.program_id(0) % blocks_m) * rows
+        p_chunk += o_n % rows
+        plane = columns * blocks_m
+        tl.store(p_chunk, count, mask=o_n < columns)
+        tl.store(p_chunk + plane, mean, mask=o_n < columns)
+        tl.store(p_chunk + 2 * plane, m2, mask=o_n < columns)
 
 
 # What tuning tries, the default first. There are two accumulators, and an epilogue that holds
@@ -157,6 +197,8 @@ def synthesize(
     bias: Tensor | None = None,
     other: Tensor | None = None,
     amax: Tensor | None = None,
+    stats: tuple[Tensor, Tensor] | None = None,
+    targets: TokenTargets | None = None,
     config: Config | None = None,
 ) -> None:
     """Transform back into the tiles of an image, which must not overlap; what juts out is dropped.
@@ -174,22 +216,29 @@ def synthesize(
             makes it; F' at least F, and columns beyond F meet zeros. Fastest where F' is a multiple
             of 16.
         tiling: of ``out``, with ``before`` 0.
-        out: ``[B, C, H, W]``, any strides, any float dtype up to float32.
+        out: ``[B, C, H, W]``, any strides, any float dtype up to float32; with targets ``[B, E]``,
+            contiguous.
         bound, sqrt_points: as given to :func:`analyze` for the signal that y was computed from.
         gain: a factor.
         epilogue: see above.
         bias: a view ``[C, H, W]``, any strides, for ``"tanh_bias"``; ``[C]``, contiguous, for
             ``"bias_residual"``.
-        other: ``[B, C, H, W]``, any strides; may be ``out`` itself.
+        other: ``[B, C, H, W]``, of the strides of ``out``; any with targets; may be ``out``.
         amax: ``[]`` or ``[1]`` float32, raised to the largest magnitude stored.
+        stats: mean and reciprocal standard deviation of what is stored, over (H, W); written,
+            ``[B, C]`` float32, contiguous.
+        targets: the image is tokens ``[B, Nw, r, chunk]``, to be scaled and written into LoRA
+            tensors as :func:`.detokenize.detokenize` does it.
         config: by default the device's, see :mod:`.tuned`.
 
     Raises:
         ValueError: no GPU, or the operands do not fit together.
     """
     require_gpu(y, matrix, out)
-    batch, channels, height, width = out.shape
-    columns = tiling.columns(out)
+    shape = output_shape(out, targets)
+    batch, channels, height, width = shape
+    spatial = tiling.tiles_h * tiling.tiles_w
+    columns = spatial * batch * channels
     if matrix.ndim != 3 or matrix.shape[:2] != (2, tiling.folded):
         raise ValueError(
             f"the matrix has shape {list(matrix.shape)}; expected [2, {tiling.folded}, bins or "
@@ -202,18 +251,24 @@ def synthesize(
         raise ValueError(f"y has {bins} bins, the matrix only {inner} columns.")
     require_flat("the matrix", matrix, 2 * tiling.folded * inner)
     require_flat("y", y, 2 * bins * columns)
-    require_operands(epilogue, tuple(out.shape), bias, other)
-    layout = "last" if out.stride(1) == 1 else "first"
+    require_operands(epilogue, shape, bias, other)
+    layout = "tokens" if targets else "last" if out.stride(1) == 1 else "first"
     if config is None:
         candidates = SINGLE if matrix.dtype == torch.float32 else HALF
         problem = matrix.dtype, epilogue, layout, tiling.folded, columns, inner
         config = tuned.config(candidates, out.device, "synthesize", *problem)
     bias_strides = (0, 0, 0) if bias is None else (*bias.stride(), 0, 0)[:3]
-    other_strides = (0, 0, 0, 0) if other is None else other.stride()
-    blocks = triton.cdiv(tiling.folded, config.block_m) * triton.cdiv(columns, config.block_n)
-    if blocks == 0:
+    strides = image_strides(out, targets, other)
+    blocks_m, blocks_n = (
+        triton.cdiv(tiling.folded, config.block_m),
+        triton.cdiv(columns, config.block_n),
+    )
+    if blocks_m * blocks_n == 0:
         return
-    _synthesize_kernel[(blocks,)](
+    chunks = None
+    if stats is not None:
+        chunks = y.new_empty(3, spatial * blocks_m, batch * channels, dtype=torch.float32)
+    _synthesize_kernel[(blocks_m * blocks_n,)](
         y_ptr=y,
         matrix_ptr=matrix,
         out_ptr=out,
@@ -221,17 +276,18 @@ def synthesize(
         bias_ptr=bias,
         other_ptr=other,
         amax_ptr=amax,
-        stride_ob=out.stride(0),
-        stride_oc=out.stride(1),
-        stride_oh=out.stride(2),
-        stride_ow=out.stride(3),
+        chunks_ptr=chunks,
+        targets_ptr=targets.table if targets else None,
+        token_mean_ptr=targets.mean if targets else None,
+        token_std_ptr=targets.std if targets else None,
+        stride_ob=strides[0],
+        stride_oc=strides[1],
+        stride_oh=strides[2],
+        stride_ow=strides[3],
         stride_bc=bias_strides[0],
         stride_bh=bias_strides[1],
         stride_bw=bias_strides[2],
-        stride_rb=other_strides[0],
-        stride_rc=other_strides[1],
-        stride_rh=other_strides[2],
-        stride_rw=other_strides[3],
+        stride_lora=out.stride(0),
         bins=bins,
         inner=inner,
         batch=batch,
@@ -248,10 +304,12 @@ def synthesize(
         SIZE_W=tiling.size_w,
         EPILOGUE=epilogue,
         CHANNELS_LAST=layout == "last",
-        ALIGN=alignment(out),
+        ALIGN=math.gcd(16, channels) if targets else alignment(out),
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
+    if chunks is not None and stats is not None:
+        merge_chunks(chunks, *stats)

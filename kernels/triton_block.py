@@ -1,8 +1,9 @@
 """The hyper-convolutional block on the Triton kernels; the truth is :mod:`.reference`.
 
 Five convolutions, each a direct kernel or three kernels of the transform domain, and nothing
-between them: LayerNorm is applied where path A and path B load x; tanh, bias, sum, division and
-residual where results are stored; every permutation is a matter of strides.
+between them: LayerNorm is applied where path A and path B load x, its statistics and tanh, bias,
+sum, division and residual are found where results are stored, and so are the last block's LoRA
+tensors; every permutation is a matter of strides.
 
 Values of 16 bits are brought into the range of float16 by powers of two that follow the largest
 magnitude stored by the convolution before, on the device: nothing waits for the host.
@@ -23,6 +24,7 @@ from dnd_fast.kernels.layer_norm_stats import layer_norm_stats
 from dnd_fast.kernels.operands import LayerNorm
 from dnd_fast.kernels.plan import CONVOLUTIONS
 from dnd_fast.kernels.tiles import FFTConvPlan
+from dnd_fast.kernels.token_targets import TokenTargets
 from dnd_fast.kernels.transformed_weight import TransformedWeight, largest
 from dnd_fast.kernels.triton_conv import PackedWeight, Workspace, compute_dtype, convolve
 
@@ -87,13 +89,26 @@ class PackedBlock:
         )
 
 
-def hyper_conv_block(x: Tensor, block: PackedBlock, workspace: Workspace) -> Tensor:
+def hyper_conv_block(
+    x: Tensor,
+    block: PackedBlock,
+    workspace: Workspace,
+    stats: tuple[Tensor, Tensor] | None = None,
+    *,
+    out_stats: tuple[Tensor, Tensor] | None = None,
+    targets: TokenTargets | None = None,
+) -> Tensor:
     """Map ``[B, N, L, C]`` to ``[B, N', L', C']``; both contiguous, of the parameters' dtype.
 
     Args:
         x: on the GPU.
         block: the parameters.
         workspace: for what lies between; shared by all blocks.
+        stats: LayerNorm's mean and reciprocal standard deviation of x, ``[B, N]`` float32, where
+            they are known already.
+        out_stats: those of the result, ``[B, N']``, to be written.
+        targets: where the result, as tokens, goes in LoRA tensors; ``[B, E]`` float32 is then what
+            is returned.
 
     Raises:
         ValueError: no GPU, or float64.
@@ -103,10 +118,10 @@ def hyper_conv_block(x: Tensor, block: PackedBlock, workspace: Workspace) -> Ten
     ranged = dtype == torch.float16
     a_max, b_max, mixed_max = x.new_zeros(3, dtype=torch.float32) if ranged else (None,) * 3
     norm_bound = block.norm_bound if ranged else None
-    mean, rstd = layer_norm_stats(x)
+    stats = layer_norm_stats(x) if stats is None else stats
 
     def normed(*order: int) -> LayerNorm:
-        return LayerNorm(mean, rstd, block.norm_weight, block.norm_bias, (0, *order))
+        return LayerNorm(*stats, block.norm_weight, block.norm_bias, (0, *order))
 
     def run(name: str, source: Tensor, out: Tensor, bound: Tensor | None, **options: Any) -> None:
         weight = block.weights[name]
@@ -119,7 +134,10 @@ def hyper_conv_block(x: Tensor, block: PackedBlock, workspace: Workspace) -> Ten
     a = workspace.take("a", (batch, length, n, c_out), x, x.dtype)
     b = workspace.take("b", (batch, length_out, n, c), x, x.dtype)
     mixed = workspace.take("mixed", (batch, n, length_out, c_out), x, x.dtype)
-    out = torch.empty(batch, n_out, length_out, c_out, dtype=x.dtype, device=x.device)
+    if targets is None:
+        out = x.new_empty(batch, n_out, length_out, c_out)
+    else:
+        out = x.new_empty(batch, targets.elements, dtype=torch.float32)
 
     run(
         "b_height",
@@ -154,6 +172,8 @@ def hyper_conv_block(x: Tensor, block: PackedBlock, workspace: Workspace) -> Ten
         mixed_max,
         epilogue="bias_residual",
         bias=block.layerwise_bias,
-        other=x if out.shape == x.shape else None,
+        other=x if block.shape_out == x.shape[1:] else None,
+        stats=out_stats,
+        targets=targets,
     )
     return out

@@ -135,7 +135,8 @@ def convolve(
         x: ``[B, C, H, W]``, any strides.
         packed: the weight.
         plan: made for H, W and the kernel.
-        out: ``[B, C', H, W]``, any strides.
+        out: ``[B, C', H, W]``, any strides, or what :func:`dnd_fast.kernels.synthesize.synthesize`
+            else writes to.
         workspace: for what lies between.
         dtype: of transformed data, float16 or float32.
         norm: LayerNorm on load.
@@ -149,7 +150,7 @@ def convolve(
         values = workspace.take("weight", shape, x, dtype)
         weight = transform_weight(weight, plan, values, packed.bound)
     signal = workspace.take("signal", (plan.bins, 3, tiles, x.shape[1]), x, dtype)
-    product = workspace.take("product", (plan.bins, 2, tiles, out.shape[1]), x, dtype)
+    product = workspace.take("product", (plan.bins, 2, tiles, packed.channels_out), x, dtype)
     into, back = input_matrix(plan, dtype, x.device), output_matrix(plan, dtype, x.device)
     scaling = {"bound": bound, "sqrt_points": math.sqrt(plan.points)}
     analyze(x, into, input_tiling(plan), signal, planes=3, norm=norm, **scaling)

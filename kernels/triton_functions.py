@@ -1,4 +1,4 @@
-"""What several kernels do on the GPU: ranges, LayerNorm on load, epilogues, offsets.
+"""What several kernels do on the GPU: ranges, LayerNorm, epilogues, offsets.
 
 In float16 a power of two keeps values in range: s = 2^floor(log2(2^14 / (bound sqrt_points))), for
 values of at most ``bound`` whose sums grow at most sqrt_points times as large. ``bound`` stays on
@@ -56,9 +56,14 @@ def epilogue_store(
     other_ptr,
     o_other,
     amax_ptr,
+    token_mean_ptr,
+    o_token,
+    token_std_ptr,
+    o_c,
     EPILOGUE: tl.constexpr,
 ):
-    """Apply an epilogue to a float32 block, store it and note its largest magnitude."""
+    """Apply an epilogue to a float32 block, scale it as tokens are if there is a mean, store it and
+    note its largest magnitude; what was stored is returned, in float32."""
     if EPILOGUE == "tanh_bias":
         y = tanh(y) + tl.load(bias_ptr + o_bias, mask=m_y, other=0.0).to(tl.float32)
     elif EPILOGUE == "mix":
@@ -67,11 +72,51 @@ def epilogue_store(
         y += tl.load(bias_ptr + o_bias, mask=m_y, other=0.0).to(tl.float32)
         if other_ptr is not None:
             y += tl.load(other_ptr + o_other, mask=m_y, other=0.0).to(tl.float32)
+    if token_mean_ptr is not None:
+        y = y * tl.load(token_std_ptr + o_c) + tl.load(
+            token_mean_ptr + o_token, mask=m_y, other=0.0
+        )
     b_out = y.to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + o_out, b_out, mask=m_y)
+    y = b_out.to(tl.float32)
     if amax_ptr is not None:
-        largest = tl.max(tl.where(m_y, tl.abs(b_out.to(tl.float32)), 0.0))
+        largest = tl.max(tl.where(m_y, tl.abs(y), 0.0))
         tl.atomic_max(amax_ptr, largest, sem="relaxed")
+    return y
+
+
+@triton.jit
+def lora_offsets(targets_ptr, o_c, o_h, o_w):
+    """Where elements (h, w) of tokens c go in the LoRA tensors, and which columns w are kept."""
+    p_target = targets_ptr + o_c * 4
+    o_out = tl.load(p_target) + o_h * tl.load(p_target + 2) + o_w * tl.load(p_target + 3)
+    return o_out, o_w < tl.load(p_target + 1)
+
+
+@triton.jit
+def moments(x, m_x, AXIS: tl.constexpr):
+    """Count, mean and sum of squared deviations along an axis of a float32 block, where the mask
+    is; all 0 where it nowhere is. A mean far from zero does no harm."""
+    count = tl.sum(m_x.to(tl.float32), AXIS)
+    divisor = tl.maximum(count, 1.0)
+    mean = tl.sum(tl.where(m_x, x, 0.0), AXIS) / divisor
+    deviation = tl.where(m_x, x - tl.expand_dims(mean, AXIS), 0.0)
+    correction = tl.sum(deviation, AXIS) / divisor  # of what the first sum has lost
+    m2 = tl.sum(deviation * deviation, AXIS) - count * correction * correction
+    return count, mean + correction, m2
+
+
+@triton.jit
+def merge_moments(count, mean, m2, count2, mean2, m22):
+    """Of two disjoint sets (Chan, Golub and LeVeque, 1979)."""
+    total = count + count2
+    share = count2 / tl.maximum(total, 1.0)
+    difference = mean2 - mean
+    return (
+        total,
+        mean + difference * share,
+        m2 + m22 + difference * difference * count * share,
+    )
 
 
 @triton.jit

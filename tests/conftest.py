@@ -17,6 +17,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from dnd_fast import Generator, TextEncoder
 from dnd_fast.generator import GeneratorConfig
 from dnd_fast.layout import TokenLayout
+from dnd_fast.lora_modules import LoraModule
 from dnd_fast.recipe import ConditionSpec, DecoderSpec
 from dnd_fast.released import load_decoder
 
@@ -74,6 +75,17 @@ def shared_generator(tiny_config, encoder):
 def tiny_generator(shared_generator):
     """Untrained, for ``tiny_base``; rank 2."""
     return copy.copy(shared_generator)
+
+
+@pytest.fixture
+def fitted_layout():
+    """Of two matrices, each cut into chunks of 6, the last of which is shorter; with statistics."""
+    torch.manual_seed(1)
+    modules = [LoraModule("proj", 13, 7)]
+    layout = TokenLayout(modules, 3, lora_alpha=1, target_modules=["proj"], chunk=6)
+    mean = torch.randn(layout.num_tokens, *layout.token_shape)
+    layout.set_statistics(mean, torch.rand(layout.num_tokens, 1, 1))
+    return layout
 
 
 @pytest.fixture(params=["decoder_tiny_k3", "decoder_tiny_k9"])

@@ -5,12 +5,14 @@ import copy
 import pytest
 import torch
 
-from dnd_fast import HyperConvDecoder, InvalidInput
+from dnd_fast import Generator, HyperConvDecoder, InvalidInput
 from dnd_fast.condition import LengthProjection
+from dnd_fast.generator import GeneratorConfig
 from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.plan import plan_decoder
+from dnd_fast.kernels.token_targets import TokenTargets
 from dnd_fast.planning import plan_for
-from dnd_fast.recipe import Recipe
+from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe
 
 FEATURES = [(3, 5, 4), (2, 6, 7), (2, 6, 7)]
 
@@ -27,10 +29,15 @@ def error(found, expected):
 
 @pytest.mark.interpret
 @pytest.mark.parametrize(
-    ("algorithm", "weights"),
-    [("direct", "cached"), ("fft", "cached"), ("fft", "streamed"), ("fft", "int8")],
+    ("algorithm", "weights", "dtype", "bound"),
+    [
+        ("direct", "cached", torch.float32, 1e-5),
+        ("direct", "cached", torch.float16, 5e-3),
+        ("fft", "cached", torch.float32, 1e-5),
+        ("fft", "streamed", torch.float16, 5e-3),
+        ("fft", "int8", torch.float16, 0.04),
+    ],
 )
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 5e-3)])
 def test_engine(decoder, algorithm, weights, dtype, bound):
     exact = copy.deepcopy(decoder).double()
     plan = plan_decoder(FEATURES, 3, PROFILES["cpu"], weights=weights, algorithm=algorithm)
@@ -42,7 +49,33 @@ def test_engine(decoder, algorithm, weights, dtype, bound):
         with torch.no_grad():
             found = decoder(x)
         assert found.dtype == dtype
-        assert error(found, exact(x.double())) <= (0.04 if weights == "int8" else bound)
+        assert error(found, exact(x.double())) <= bound
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize(("algorithm", "residual"), [("fft", False), ("direct", True)])
+def test_generated_adapters_are_written_by_the_last_convolution(
+    fitted_layout, algorithm, residual, monkeypatch
+):
+    """The same adapters as by plain PyTorch."""
+    tokens = [fitted_layout.num_tokens, *fitted_layout.token_shape]
+    features = [list(FEATURES[0]), tokens if residual else [2, 6, 7], tokens]
+    condition = ConditionSpec("none", prompts=3, length=5)
+    config = GeneratorConfig(condition, DecoderSpec(features, 3), fitted_layout.to_dict())
+    generator = Generator(config).requires_grad_(False)
+    generator.layout.set_statistics(fitted_layout.mean, fitted_layout.std)
+    embedded = torch.randn(2, *features[0])
+    monkeypatch.setattr(generator, "encode", lambda tasks: embedded)
+    tasks = [["a", "b", "c"], ["d", "e", "f"]]
+    expected = generator.generate(tasks)
+    generator.decoder.set_impl("triton")
+    generator.decoder.set_plan(algorithm)
+    generator.decoder.make_engine(generator.layout.targets(torch.device("cpu")))
+    monkeypatch.setattr(generator.layout, "detokenize_to_cpu", None)
+    for mine, theirs in zip(generator.generate(tasks), expected, strict=True):
+        assert list(mine.tensors) == list(theirs.tensors)
+        for name, tensor in theirs.tensors.items():
+            assert error(mine.tensors[name], tensor.double()) <= 1e-5
 
 
 @pytest.mark.interpret
@@ -100,13 +133,16 @@ def test_graphs_of_several_batch_sizes(weights, dtype, bound):
     decoder = HyperConvDecoder(features, 9).requires_grad_(False).cuda()
     exact = copy.deepcopy(decoder).double()
     decoder.to(dtype).set_plan("fft", weights=weights)
-    assert decoder.make_engine()
+    targets = TokenTargets.make({"x.lora_A.weight": (40, 64 * 96)}, 96, torch.device("cuda"))
+    assert decoder.make_engine(targets)
     conditions = [torch.randn(batch, *features[0], device="cuda") for batch in (1, 3, 2, 1, 3)]
     for x in conditions:
         with torch.no_grad():
             found = decoder(x.to(dtype))
         expected = exact(x.to(dtype).double())
         assert error(found, expected) <= (0.05 if weights == "int8" else bound)
+        written = decoder.engine.weights(x.to(dtype)).view(len(x), 40, 64, 96).transpose(1, 2)
+        assert error(written, expected) <= (0.05 if weights == "int8" else bound)
 
 
 @pytest.mark.gpu

@@ -23,6 +23,7 @@ from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.operands import Config
 from dnd_fast.kernels.plan import CONVOLUTIONS, decoder_convolutions, plan_decoder
 from dnd_fast.kernels.tiles import FFTConvPlan
+from dnd_fast.kernels.token_targets import TokenTargets
 from dnd_fast.kernels.transformed_weight import TransformedWeight
 from dnd_fast.kernels.triton_block import PackedBlock, hyper_conv_block
 from dnd_fast.kernels.triton_conv import PackedWeight, Workspace
@@ -102,12 +103,13 @@ def test_a_pass_is_tuned_and_unchanged(monkeypatch):
     )
     mixed = (*direct.convolutions[:1], *tiled.convolutions[1:2], *direct.convolutions[2:])
     decoder.set_plan(dataclasses.replace(direct, convolutions=mixed))  # a_height adds
-    decoder.make_engine()
+    targets = TokenTargets.make({"x.lora_A.weight": (6, 14)}, 7)
+    decoder.make_engine(targets)
     x, results = torch.randn(1, *FEATURES[0]).half(), []
 
     @torch.no_grad()
     def run_pass():
-        results.append(decoder(x))
+        results.append(torch.cat([decoder(x).flatten(), decoder.engine.weights(x).flatten()]))
 
     run_pass()
     reported = []
@@ -161,13 +163,20 @@ def run_every_kernel():
     for features in ([(64, 48, 32), (64, 40, 96)], [(3, 50, 25), (7, 30, 125)]):
         for tiled, stored in itertools.product((True, False), (torch.float16, torch.int8, None)):
             block = meta_block(features, tiled, stored)
-            hyper_conv_block(meta(1, *features[0]), block, Workspace())
+            out_stats = meta(2, 1, features[1][0], dtype=torch.float32).unbind()
+            hyper_conv_block(meta(1, *features[0]), block, Workspace(), out_stats=out_stats)
+            n, rank, chunk = features[1]
+            scales = meta(n, rank, chunk, dtype=torch.float32), meta(n, 1, 1, dtype=torch.float32)
+            table = meta(n, 4, dtype=torch.int32)
+            shapes = {"x.lora_A.weight": (rank, n * chunk)}
+            targets = TokenTargets(shapes, rank, chunk, table, *scales)
+            hyper_conv_block(meta(1, *features[0]), block, Workspace(), targets=targets)
     for channels in (64, 25):
         for dtype in (torch.float16, torch.float32):
             x, dy = (meta(40, planes, 9, channels, dtype=dtype) for planes in (3, 2))
             out = meta(40, 2, channels, channels, dtype=torch.float32)
             tune.triton_conv.bin_gemm_weight_gradient(dy, x, out)
-    targets = detokenize.TokenTargets.make({"x.lora_A.weight": (16, 2048)}, 512, "meta")
+    targets = TokenTargets.make({"x.lora_A.weight": (16, 2048)}, 512, "meta")
     for border in (0, 2):
         tokens = meta(1, 4, 16 + border, 512 + border)
         out = meta(1, targets.elements, dtype=torch.float32)

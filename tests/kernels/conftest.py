@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
+from dnd_fast.bench.operations import INPUTS, OUTPUTS
 from dnd_fast.generator import GeneratorConfig
+from dnd_fast.kernels import layer_norm_stats as layer_norm_stats_module
 from dnd_fast.kernels.codegen import SHARED_LIMIT, compile_launch
 from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.layer_norm_stats import layer_norm_stats
 from dnd_fast.kernels.operands import LayerNorm
 from dnd_fast.kernels.plan import ConvPlan, plan_decoder
 from dnd_fast.kernels.tiles import FFTConvPlan
+from dnd_fast.kernels.token_targets import TokenTargets
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import Recipe
 
@@ -26,10 +29,11 @@ def launched(monkeypatch):
     def record(module, kernel, call):
         found = {}
         with monkeypatch.context() as patch:
-            patch.setattr(module, "require_gpu", lambda *tensors: None)
-            for name in [each for each in vars(module) if each.endswith("_kernel")]:
-                ignored = {} if name != kernel else found
-                patch.setattr(module, name, defaultdict(lambda to=ignored: to.update))
+            for part in (layer_norm_stats_module, module):  # the first may be launched by others
+                patch.setattr(part, "require_gpu", lambda *tensors: None)
+                for name in [each for each in vars(part) if each.endswith("_kernel")]:
+                    ignored = {} if (part, name) != (module, kernel) else found
+                    patch.setattr(part, name, defaultdict(lambda to=ignored: to.update))
             call()
         return found
 
@@ -53,21 +57,23 @@ def compiled(launched):
     return compile_and_check
 
 
-# Which dimensions of a contiguous tensor the kernels see as [B, C, H, W], and what they end with.
-INPUTS = {
-    "a_width": (0, 3, 2, 1),
-    "a_height": (0, 1, 2, 3),
-    "b_height": (0, 2, 1, 3),
-    "b_width": (0, 3, 1, 2),
-    "layerwise": (0, 1, 2, 3),
-}
-OUTPUTS = {
-    "a_width": (0, 3, 1, 2),
-    "a_height": (0, 2, 1, 3),
-    "b_height": (0, 1, 2, 3),
-    "b_width": (0, 3, 2, 1),
-    "layerwise": (0, 1, 2, 3),
-}
+def exact_stats(x):
+    """LayerNorm's mean and reciprocal standard deviation over the last two dimensions."""
+    rows = x.double().flatten(-2)
+    return rows.mean(-1), (rows.var(-1, correction=0) + 1e-5).rsqrt()
+
+
+@pytest.fixture
+def check_stats():
+    """Compare the statistics that a kernel wrote with those of what it stored."""
+
+    def check(stats, stored):
+        for found, expected in zip(stats, exact_stats(stored), strict=True):
+            assert ((found - expected).abs() / expected.abs().clamp_min(1)).max().item() <= 2e-6
+
+    return check
+
+
 EPILOGUES = {
     "a_width": "store",
     "a_height": "mix",
@@ -125,6 +131,16 @@ class Sized:
         if epilogue in ("mix", "bias_residual"):
             options["other"] = other
         return out.fill_(torch.nan), options
+
+    def targets(self):
+        """For the layer-wise convolution's result as tokens, half of A and half of B, scaled."""
+        shape = self.plans["layerwise"].shape
+        count, rank, chunk = shape.channels_out, shape.height, shape.width
+        half = count // 2 * chunk
+        shapes = {"x.lora_A.weight": (rank, half), "x.lora_B.weight": (count * chunk - half, rank)}
+        mean = torch.randn(count, rank, chunk, device=self.device)
+        std = torch.rand(count, 1, 1, device=self.device)
+        return replace(TokenTargets.make(shapes, chunk, self.device), mean=mean, std=std)
 
     def finish(self, y, options, index):
         """An epilogue, in float64, of values at positions (b, c, h, w)."""

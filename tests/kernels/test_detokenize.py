@@ -1,12 +1,15 @@
 """Detokenisation by kernel against the layout's own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import triton
 
 from dnd_fast.kernels import detokenize as module
 from dnd_fast.kernels.codegen import SHARED_LIMIT
-from dnd_fast.kernels.detokenize import DetokenizeConfig, TokenTargets, detokenize
+from dnd_fast.kernels.detokenize import DetokenizeConfig, detokenize
+from dnd_fast.kernels.token_targets import TokenTargets
 from dnd_fast.layout import TokenLayout
 from dnd_fast.lora_modules import LoraModule
 
@@ -28,7 +31,7 @@ def fitted(layout):
 
 
 def targets_of(layout, device="cpu"):
-    return TokenTargets.make(layout.tensor_shapes(), layout.chunk, device)
+    return layout.targets(torch.device(device))
 
 
 def compare(layout, dtype=torch.float32, out_dtype=torch.float32, rtol=1e-5, **options):
@@ -42,7 +45,7 @@ def compare(layout, dtype=torch.float32, out_dtype=torch.float32, rtol=1e-5, **o
     targets = targets_of(layout, device)
     out = torch.full((2, targets.elements), torch.nan, dtype=out_dtype, device=device)
     border = layout.scale == "border"
-    detokenize(tokens, targets, out, mean=layout.mean, std=layout.std, border=border, **options)
+    detokenize(tokens, targets, out, border=border, **options)
     expected = layout.detokenize(tokens)
     found = targets.views(out)
     assert list(found) == list(expected)
@@ -75,6 +78,11 @@ def test_mixed_ranks_are_refused():
         TokenTargets.make({"x.lora_A.weight": (2, 8), "x.lora_B.weight": (8, 3)}, 8)
 
 
+def test_more_than_32_bits_of_elements_are_refused():
+    with pytest.raises(ValueError, match="2147483648 elements"):
+        TokenTargets.make({"x.lora_A.weight": (1 << 16, 1 << 15)}, 1 << 15)
+
+
 @pytest.mark.interpret
 def test_wrong_arguments_are_refused():
     targets = targets_of(make_layout())
@@ -84,11 +92,13 @@ def test_wrong_arguments_are_refused():
         detokenize(tokens, targets, out, border=True)
     with pytest.raises(ValueError, match="out has shape"):
         detokenize(tokens, targets, out[:, 1:])
-    with pytest.raises(ValueError, match="mean and std together"):
-        detokenize(tokens, targets, out, mean=tokens[0])
+    with pytest.raises(ValueError, match="std is missing; expected mean and std together"):
+        replace(targets, mean=tokens[0])
     mean, std = tokens[0].mT.contiguous().mT, torch.empty(len(targets.table), 1, 1)
-    with pytest.raises(ValueError, match="expected a contiguous tensor"):
-        detokenize(tokens, targets, out, mean=mean, std=std)
+    with pytest.raises(ValueError, match="contiguous, of shape"):
+        replace(targets, mean=mean, std=std)
+    with pytest.raises(ValueError, match="pass one of them"):
+        detokenize(tokens, replace(targets, mean=tokens[0], std=std), out, border=True)
 
 
 @pytest.mark.interpret
@@ -147,19 +157,16 @@ def test_compiles_without_spills(scale, capability, compiled):
     border = 2 * (scale == "border")
     tokens = torch.empty(1, 4, 16 + border, 512 + border, dtype=torch.bfloat16, device="meta")
     out = torch.empty(1, targets.elements, device="meta")
-    options = {"border": bool(border)}
     if scale == "static":
-        options = {
-            "mean": torch.empty(4, 16, 512, device="meta"),
-            "std": torch.empty(4, 1, 1, device="meta"),
-        }
+        mean, std = torch.empty(4, 16, 512, device="meta"), torch.empty(4, 1, 1, device="meta")
+        targets = replace(targets, mean=mean, std=std)
     for config in module.CANDIDATES if scale == "static" else module.CANDIDATES[:1]:
         compiled(
             f"{scale}, {config}",
             module,
             "_detokenize_kernel",
             capability,
-            lambda c=config: detokenize(tokens, targets, out, config=c, **options),
+            lambda c=config: detokenize(tokens, targets, out, border=border > 0, config=c),
         )
 
 

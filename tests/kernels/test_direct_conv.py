@@ -9,9 +9,11 @@ from torch.nn.functional import conv2d, layer_norm
 
 from dnd_fast.kernels import direct_conv as module
 from dnd_fast.kernels.codegen import SHARED_LIMIT
+from dnd_fast.kernels.detokenize import detokenize
 from dnd_fast.kernels.direct_conv import DirectConvConfig, direct_conv2d, pack_weight
 from dnd_fast.kernels.operands import LayerNorm
 from dnd_fast.kernels.plan import CONVOLUTIONS
+from dnd_fast.kernels.token_targets import TokenTargets
 
 SMALL = DirectConvConfig(16, columns=8, outputs=16, inputs=16, num_warps=1, num_stages=1)
 ROUNDING = {torch.float32: 1e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
@@ -156,6 +158,32 @@ def test_epilogues(dtype):
 
 
 @pytest.mark.interpret
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("order", list(LAYOUTS.values()))
+def test_statistics_of_what_is_stored(order, dtype, check_stats):
+    """Over rectangles that jut out and two blocks of channels; the mean is far from zero."""
+    x, weight = make((2, 3, 5, 11), 19, 3, dtype)
+    out, stats = poisoned(x, 19, order), torch.full((2, 2, 19), torch.nan).unbind()
+    options = {"epilogue": "bias_residual", "bias": torch.full((19,), 300.0), "config": SMALL}
+    direct_conv2d(x, pack_weight(weight), out, 3, stats=stats, **options)
+    check_stats(stats, out)
+
+
+@pytest.mark.interpret
+def test_tokens_are_written_into_lora_tensors(fitted_layout):
+    targets = fitted_layout.targets(torch.device("cpu"))
+    x, weight = make((2, 4, *fitted_layout.token_shape), fitted_layout.num_tokens, 3, torch.float32)
+    bias, out = torch.randn(len(weight)), torch.full((2, targets.elements), torch.nan)
+    options = {"epilogue": "bias_residual", "bias": bias, "config": SMALL}
+    direct_conv2d(x, pack_weight(weight), out, 3, targets=targets, **options)
+    expected = fitted_layout.detokenize(exact(x, weight) + bias[:, None, None])
+    for name, tensor in expected.items():
+        assert error(targets.views(out)[name], tensor) <= 1e-6
+    with pytest.raises(ValueError, match="out has shape"):
+        direct_conv2d(x[..., 1:], pack_weight(weight), out, 3, targets=targets, **options)
+
+
+@pytest.mark.interpret
 def test_an_empty_batch():
     x, weight = make((0, 3, 5, 7), 5, 3, torch.float32)
     direct_conv2d(x, pack_weight(weight), torch.empty(0, 5, 5, 7), 3)
@@ -211,6 +239,8 @@ LAUNCHES = {
     "channels last": ((1, 500, 16, 64), (0, 3, 1, 2), 64, "tanh_bias"),
     "channels first": ((1, 24, 500, 384), (0, 1, 2, 3), 64, "mix"),
     "three channels": ((1, 3, 101, 103), (0, 1, 2, 3), 3, "bias_residual"),
+    "statistics": ((1, 24, 32, 400), (0, 1, 2, 3), 24, "bias_residual"),
+    "tokens": ((1, 24, 16, 512), (0, 1, 2, 3), 24, "bias_residual"),
 }
 
 
@@ -221,10 +251,25 @@ def launch(name, dtype, config):
     x = whole.permute(order)
     weight = torch.empty(channels_out, x.shape[1], 11, 11, dtype=dtype, device="meta")
     out = poisoned(x, channels_out, (0, 2, 3, 1) if x.stride(1) == 1 else (0, 1, 2, 3))
-    norm = None
+    other, norm = out if epilogue in ("mix", "bias_residual") else None, None
+    bias = {"tanh_bias": out[0], "bias_residual": out[0, :, 0, 0].contiguous()}.get(epilogue)
+    stats = targets = None
+    if "statistics" in name:
+        stats = torch.empty(2, *out.shape[:2], device="meta").unbind()
+    if "tokens" in name:
+        _, count, rank, chunk = out.shape
+        scales = (
+            torch.empty(count, rank, chunk, device="meta"),
+            torch.empty(count, 1, 1, device="meta"),
+        )
+        table = torch.empty(count, 4, dtype=torch.int32, device="meta")
+        targets = TokenTargets(
+            {"x.lora_A.weight": (rank, count * chunk)}, rank, chunk, table, *scales
+        )
+        out = torch.empty(1, targets.elements, device="meta")
     if "normalised" in name:
-        stats = torch.empty(size[:2], device="meta")
-        norm = LayerNorm(stats, stats, whole[0, 0], whole[0, 0], order)
+        moments = torch.empty(size[:2], device="meta")
+        norm = LayerNorm(moments, moments, whole[0, 0], whole[0, 0], order)
     direct_conv2d(
         x,
         pack_weight(weight),
@@ -232,9 +277,11 @@ def launch(name, dtype, config):
         11,
         norm=norm,
         epilogue=epilogue,
-        bias={"tanh_bias": out[0], "bias_residual": out[0, :, 0, 0].contiguous()}.get(epilogue),
-        other=out if epilogue in ("mix", "bias_residual") else None,
+        bias=bias,
+        other=other,
         amax=torch.empty(1, device="meta"),
+        stats=stats,
+        targets=targets,
         config=config,
     )
 
@@ -279,3 +326,20 @@ def test_the_largest_convolutions(sized, name):
     rounded = sized.finish(exact(normed.to(sized.dtype), weight[some]), options, index)
     plain = rounded.to(sized.dtype)
     assert error(out[:, some], expected) <= 2 * error(plain, expected) + 1e-5
+
+
+def test_statistics_and_tokens_of_the_largest_convolution(sized, check_stats):
+    """The latter as the kernel that reads tokens writes them, but for the tokens' rounding."""
+    image, options = sized.output("layerwise")
+    targets = sized.targets()
+    found, expected = torch.full((2, targets.elements), torch.nan, device=sized.device).split(1)
+    stats = torch.full((2, *image.shape[:2]), torch.nan, device=sized.device).unbind()
+    x, *_ = sized.image("layerwise")
+    kernel = sized.plans["layerwise"].shape.kernel
+    sizes = image.shape[1], x.shape[1], kernel, kernel
+    packed = pack_weight((torch.randn(sizes, device=sized.device) / kernel).to(sized.dtype))
+    direct_conv2d(x, packed, image, kernel, stats=stats, **options)
+    direct_conv2d(x, packed, found, kernel, targets=targets, **options)
+    check_stats(stats, image)
+    detokenize(image, targets, expected)
+    assert error(found, expected.double()) <= torch.finfo(sized.dtype).eps

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from dnd_fast import HyperConvDecoder
-from dnd_fast.kernels.detokenize import TokenTargets, detokenize
+from dnd_fast.kernels.detokenize import detokenize
 from dnd_fast.kernels.fft_conv import fft_conv2d
 from dnd_fast.kernels.tiles import FFTConvPlan
+from dnd_fast.kernels.token_targets import TokenTargets
 
 SHAPES = {"x.lora_A.weight": (3, 13), "x.lora_B.weight": (7, 3)}
 

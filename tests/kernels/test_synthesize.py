@@ -7,10 +7,12 @@ import torch
 
 from dnd_fast.kernels import synthesize as module
 from dnd_fast.kernels.codegen import SHARED_LIMIT
+from dnd_fast.kernels.detokenize import detokenize
 from dnd_fast.kernels.operands import Config
 from dnd_fast.kernels.plan import CONVOLUTIONS
 from dnd_fast.kernels.synthesize import synthesize
 from dnd_fast.kernels.tiles import FFTConvPlan, Tiling
+from dnd_fast.kernels.token_targets import TokenTargets
 from dnd_fast.kernels.triton_conv import output_matrix, output_tiling
 
 SMALL = Config(16, 16, 16, num_warps=1, num_stages=1)
@@ -116,6 +118,37 @@ def test_other_may_be_the_output_or_be_left_out():
 
 
 @pytest.mark.interpret
+@pytest.mark.parametrize("order", [FIRST, LAST])
+@pytest.mark.parametrize(("shape", "tiling"), SYNTHESES)
+def test_statistics_of_what_is_stored(shape, tiling, order, check_stats):
+    """Rounded, over tiles that jut out and blocks of positions; the mean is far from zero."""
+    torch.manual_seed(0)
+    out = poisoned(*shape, dtype=torch.float16, order=order)
+    matrix, y = torch.randn(2, tiling.folded, 16), torch.randn(16, 2, tiling.columns(out))
+    stats = poisoned(*shape[:2]), poisoned(*shape[:2])
+    options = {"epilogue": "bias_residual", "bias": torch.full(shape[1:2], 300.0)}
+    synthesize(y.half(), matrix.half(), tiling, out, stats=stats, config=SMALL, **options)
+    check_stats(stats, out)
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("fitted", [True, False])
+def test_tokens_are_written_into_lora_tensors(fitted_layout, fitted):
+    torch.manual_seed(0)
+    if not fitted:
+        fitted_layout.mean = fitted_layout.std = None
+    targets, tiling = fitted_layout.targets(torch.device("cpu")), Tiling(1, 3, 0, 3, 2, 4, 0, 4)
+    tokens = torch.randn(2, fitted_layout.num_tokens, *fitted_layout.token_shape)
+    matrix, y = torch.randn(2, 6, 16), torch.randn(16, 2, tiling.columns(tokens))
+    bias, out = torch.randn(tokens.shape[1]), poisoned(2, targets.elements)
+    options = {"epilogue": "bias_residual", "bias": bias, "other": tokens, "config": SMALL}
+    synthesize(y, matrix, tiling, out, targets=targets, **options)
+    exact = synthesis(matrix, y, tiling, tokens) + bias[:, None, None] + tokens
+    for name, expected in fitted_layout.detokenize(exact).items():
+        assert error(targets.views(out)[name], expected) <= 1e-6
+
+
+@pytest.mark.interpret
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -126,6 +159,7 @@ def test_other_may_be_the_output_or_be_left_out():
         ({"y": torch.ones(6, 2, 4).mT}, "contiguous"),
         ({"epilogue": "tanh_bias"}, "bias has shape None"),
         ({"epilogue": "mix", "other": torch.ones(2, 3, 3, 1)}, "other has shape"),
+        ({"epilogue": "mix", "other": torch.ones(2, 3, 3, 3).mT}, "other has strides"),
         ({"bias": torch.ones(3)}, "bias has shape"),
     ],
 )
@@ -142,6 +176,7 @@ LAUNCHES = {
     "path A, 7B": ((1, 2048, 32, 400), (0, 3, 2, 1), 512, (37, 26), 11),
     "path B, 7B": ((1, 2048, 32, 400), (0, 2, 1, 3), 16, (26, 26), 11),
     "path A, odd": ((2, 37, 125, 300), (0, 3, 2, 1), 25, (26, 26), 9),
+    "layer-wise, odd": ((2, 37, 125, 300), (0, 1, 2, 3), 61, (26, 26), 9),
     "path B, odd": ((2, 37, 125, 300), (0, 2, 1, 3), 50, (26, 26), 9),
 }
 
@@ -154,7 +189,7 @@ def folded_matrix(rows, columns, dtype):
     return meta(2, rows, -(-columns // 16) * 16, dtype=dtype)
 
 
-def launch(name, dtype, epilogue, config=None):
+def launch(name, dtype, epilogue, config=None, written="image"):
     """Synthesis as a convolution does it, on tensors that need not exist."""
     size, order, channels_out, n, kernel = LAUNCHES[name]
     shape = meta(*size).permute(order).shape
@@ -168,8 +203,16 @@ def launch(name, dtype, epilogue, config=None):
     matrix = folded_matrix(tiling.folded, plan.bins, wide)
     y = meta(plan.bins, 2, tiling.columns(out), dtype=wide)
     bias = {"tanh_bias": out[0], "bias_residual": meta(channels_out)}.get(epilogue)
-    other = out if epilogue in ("mix", "bias_residual") else None
+    other = out if epilogue in ("mix", "bias_residual") and written != "tokens" else None
     options = {"epilogue": epilogue, "bias": bias, "other": other, "config": config}
+    if written == "stats":
+        options["stats"] = meta(*out.shape[:2]), meta(*out.shape[:2])
+    if written == "tokens":
+        scales = meta(*out.shape[1:]), meta(out.shape[1], 1, 1)
+        table = torch.empty(out.shape[1], 4, dtype=torch.int32, device="meta")
+        shapes = {"x.lora_A.weight": (out.shape[2], out.shape[1] * out.shape[3])}
+        options["targets"] = TokenTargets(shapes, *out.shape[2:], table, *scales)
+        out = meta(1, options["targets"].elements)
     synthesize(y, matrix, tiling, out, bound=meta(1), amax=meta(1), **options)
 
 
@@ -183,7 +226,7 @@ def launch(name, dtype, epilogue, config=None):
         ("path B, 7B", torch.float32, "store"),
         ("path A, odd", torch.float16, "mix"),
         ("path B, odd", torch.float16, "tanh_bias"),
-        ("path B, odd", torch.float32, "bias_residual"),
+        ("layer-wise, odd", torch.float32, "bias_residual"),
     ],
 )
 def test_compiles_without_spills(name, dtype, epilogue, capability, compiled):
@@ -195,6 +238,23 @@ def test_compiles_without_spills(name, dtype, epilogue, capability, compiled):
         lambda: launch(name, dtype, epilogue),
         dtype,
     )
+
+
+@pytest.mark.codegen
+@pytest.mark.parametrize("capability", list(SHARED_LIMIT))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("written", ["stats", "tokens"])
+def test_layer_wise_epilogues_compile_without_spills(written, dtype, capability, compiled):
+    candidates = module.SINGLE if dtype == torch.float32 else module.HALF
+    for config in candidates:
+        compiled(
+            f"layer-wise, 7B, {written}, {config}",
+            module,
+            "_synthesize_kernel",
+            capability,
+            lambda c=config: launch("layer-wise, 7B", dtype, "bias_residual", c, written),
+            dtype,
+        )
 
 
 @pytest.mark.codegen
@@ -228,3 +288,19 @@ def test_the_largest_convolutions(sized, name):
     expected = sized.finish(product, options, index)[inside]
     rounded = expected.to(out.dtype)
     assert error(out[index][inside], expected) <= 2 * error(rounded, expected) + 1e-6
+
+
+def test_statistics_and_tokens_of_the_largest_convolution(sized, check_stats):
+    """The latter as the kernel that reads tokens writes them, but for the tokens' rounding."""
+    image, options = sized.output("layerwise")
+    targets = sized.targets()
+    found, expected = poisoned(2, targets.elements, device=sized.device).split(1)
+    stats = poisoned(2, *image.shape[:2], device=sized.device).unbind()
+    plan = sized.plans["layerwise"].tiles
+    tiling, matrix = output_tiling(plan), output_matrix(plan, torch.float16, sized.device)
+    y = torch.randn(plan.bins, 2, tiling.columns(image), device=sized.device).half()
+    synthesize(y, matrix, tiling, image, stats=stats, **options)
+    synthesize(y, matrix, tiling, found, targets=targets, **options)
+    check_stats(stats, image)
+    detokenize(image, targets, expected)
+    assert error(found, expected.double()) <= torch.finfo(sized.dtype).eps

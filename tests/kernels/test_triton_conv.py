@@ -106,7 +106,8 @@ def convolve_a_block(size, order, n, kernel, channels_out, epilogue, dtype, devi
     weight = (weight / kernel**2).to(dtype)
     laid = {"order": FIRST if order[3] == 3 else LAST, "dtype": dtype, "device": device}
     out = poisoned(size[0], channels_out, *view.shape[2:], **laid)
-    bias, other = (torch.randn(out.shape, device=device).to(dtype) for _ in range(2))
+    bias = torch.randn(out.shape, device=device).to(dtype)
+    other = torch.randn_like(out)
     operands, _ = epilogues(other, bias[0], other)[epilogue]
     computed = torch.float32 if dtype == torch.float32 else torch.float16
     normed = layer_norm(x.double(), size[2:], *(part.double() for part in affine)).permute(order)

@@ -1,0 +1,100 @@
+"""Where weight tokens go in the LoRA tensors, and what they are scaled by; data for kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenTargets:
+    """Where every token goes in one flat buffer that holds all LoRA tensors.
+
+    Attributes:
+        shapes: of the LoRA tensors, by name, in token order.
+        rank: r.
+        chunk: columns of a token.
+        table: ``[Nw, 4]`` int32: offset, columns kept, row stride, column stride, in elements.
+        mean: ``[Nw, r, chunk]`` float32, contiguous: weights are token * std + mean. None: tokens
+            are the weights, or carry their own mean and std.
+        std: ``[Nw, 1, 1]`` float32, contiguous; given with mean.
+    """
+
+    shapes: Mapping[str, tuple[int, int]]
+    rank: int
+    chunk: int
+    table: Tensor
+    mean: Tensor | None = None
+    std: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: mean and std do not fit the tokens, or one of them is missing.
+        """
+        count = len(self.table)
+        for name, shape in (("mean", (count, self.rank, self.chunk)), ("std", (count, 1, 1))):
+            tensor = getattr(self, name)
+            if self.mean is None and self.std is None:
+                continue
+            if tensor is None or tuple(tensor.shape) != shape or not tensor.is_contiguous():
+                raise ValueError(
+                    f"{name} is {'missing' if tensor is None else list(tensor.shape)}; expected "
+                    f"mean and std together, and it contiguous, of shape {list(shape)}."
+                )
+
+    @classmethod
+    def make(
+        cls,
+        shapes: Mapping[str, tuple[int, int]],
+        chunk: int,
+        device: torch.device | str | None = None,
+    ) -> TokenTargets:
+        """Targets for tensors that lie one after another, each contiguous.
+
+        Args:
+            shapes: A ``(r, in)`` and B ``(out, r)`` by PEFT's names (``….lora_A.weight``), in token
+                order; each tensor is one token per ``chunk`` of in or out, the last may be shorter.
+            chunk: columns of a token.
+            device: of the table.
+
+        Raises:
+            ValueError: the tensors differ in rank, or have 2^31 elements or more.
+        """
+        rows: list[tuple[int, int, int, int]] = []
+        ranks, base = set(), 0
+        for name, shape in shapes.items():
+            turned = ".lora_B." in name
+            size, rank = shape if turned else shape[::-1]
+            row_stride, column_stride = (1, rank) if turned else (size, 1)
+            rows += [
+                (base + start * column_stride, min(chunk, size - start), row_stride, column_stride)
+                for start in range(0, size, chunk)
+            ]
+            base += size * rank
+            ranks.add(rank)
+        if len(ranks) != 1:
+            raise ValueError(f"LoRA tensors of one rank are needed, not of {sorted(ranks)}.")
+        if base >= 1 << 31:
+            raise ValueError(
+                f"the LoRA tensors have {base} elements; kernels can write up to 2^31."
+            )
+        table = torch.tensor(rows, dtype=torch.int32, device=device)
+        return cls(dict(shapes), ranks.pop(), chunk, table)
+
+    @property
+    def elements(self) -> int:
+        """E, of all LoRA tensors."""
+        return sum(map(math.prod, self.shapes.values()))
+
+    def views(self, out: Tensor) -> dict[str, Tensor]:
+        """``[..., E]`` -> views ``[..., r, in]`` and ``[..., out, r]`` of it, by name."""
+        parts = out.split([math.prod(shape) for shape in self.shapes.values()], dim=-1)
+        return {
+            name: part.unflatten(-1, shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
