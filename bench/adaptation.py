@@ -27,16 +27,16 @@ from dnd_fast.adaptive import (
     FewShotSpec,
     classification_examples,
 )
+from dnd_fast.batch import encode
 from dnd_fast.bench import experts as bench
 from dnd_fast.bench.experts import Demo, finish, fit, row, say, stack
 from dnd_fast.bench.results import RESULTS
 from dnd_fast.cem import CemSpec
+from dnd_fast.datasets import Example
 from dnd_fast.demo.tasks import FORMATS, SKILLS, Task
 from dnd_fast.generator import DEMO_MODELS, Generator
 from dnd_fast.svf import Expert
-from dnd_fast.train.batch import encode
-from dnd_fast.train.datasets import Example
-from dnd_fast.train.reinforce import fit_experts
+from dnd_fast.train.experts.reinforce import fit_experts
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 SEED = Annotated[int, typer.Option(help="Of training, examples and search.")]

@@ -47,6 +47,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from dnd_fast.batch import IGNORED, Batch, Encoded, encode
 from dnd_fast.bench.large import compare_large
 from dnd_fast.bench.results import append, latest, prompts_hash, provenance
 from dnd_fast.bench.timing import console, percentiles, require_steady, speedup
@@ -58,7 +59,6 @@ from dnd_fast.generator import DEMO_MODELS, Generator
 from dnd_fast.kernels.device import device_name
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import Recipe
-from dnd_fast.train.batch import IGNORED, Batch, Encoded, encode
 from dnd_fast.train.collect import collect
 
 STEPS = (75, 300)  # of LoRA; tuning on a few examples takes the first

@@ -8,21 +8,18 @@ from LoRA, and then end to end through the base (ours). Tables: ``bench.experts`
 
 from __future__ import annotations
 
-import random
 import time
 from typing import Annotated
 
 import torch
 import typer
 from torch import Tensor
-from torch.nn.functional import dropout
 
 from dnd_fast.bench.experts import Demo, finish, fit, row, say, stack
 from dnd_fast.demo.tasks import Task
 from dnd_fast.generator import Generator, GeneratorConfig
 from dnd_fast.recipe import DecoderSpec, Phase, Recipe
 from dnd_fast.svf_layout import ExpertLayout
-from dnd_fast.train.batch import IGNORED, Encoded, collate, summed_losses
 from dnd_fast.train.material import Source
 from dnd_fast.train.pairs import Pairing
 from dnd_fast.train.trainer import Trainer
@@ -33,18 +30,18 @@ POOL = 24  # prompts of each task that conditions are drawn from
 EXAMPLES = 96  # that an expert is fitted to
 HIDDEN = [[32, 12, 64], [48, 4, 64]]
 MSE = Phase("mse", steps=400, learning_rate=3e-3, batch=16, dropout=0.2, weighted=False)
-END_TO_END_STEPS, END_TO_END_RATE, END_TO_END_BATCH = 150, 5e-4, (12, 6)
+END_TO_END = Phase("sft", steps=150, learning_rate=5e-4, batch=12, examples=6, dropout=0.2)
 
 
 def main(seed: Annotated[int, typer.Option(help="Of experts and generator.")] = 0) -> None:
     """Fit an expert per training task, train a generator, test it on tasks unseen by it."""
     demo, started = Demo(), time.perf_counter()
     data = [demo.encoded(task.examples(EXAMPLES, "train", 0)) for task in demo.training]
-    parts = [
+    fits = [
         fit(demo.base, data[i : i + TASKS_PER_PASS], seed, steps=STEPS)
         for i in range(0, len(data), TASKS_PER_PASS)
     ]
-    fitted = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    fitted = {name: torch.cat([part[name] for part in fits]) for name in fits[0]}
     say("an expert for every training task", started)
     generator = _new_generator(demo, seed)
     layout = generator.layout
@@ -53,12 +50,27 @@ def main(seed: Annotated[int, typer.Option(help="Of experts and generator.")] = 
     conditions = torch.stack([_embedded(generator, task, POOL) for task in demo.training])
     say("embedded prompts", started)
     rows = {"training experts: mean of weights": row(demo.graded(_repeated(demo, fitted)))}
-    _train_mse(generator, conditions, layout.normalize(tokens), seed)
     name = f"generated SVF expert, {sum(demo.base.sizes.values()):,} numbers"
-    rows[f"{name}: MSE"] = row(demo.graded(_generated(demo, generator)))
-    say("trained by MSE", started)
-    _train_end_to_end(demo, generator, conditions, data, seed)
-    rows[f"{name}: MSE, then end to end"] = row(demo.graded(_generated(demo, generator)))
+    phases = {f"{name}: MSE": MSE, f"{name}: MSE, then end to end": END_TO_END}
+
+    def grade(index: int) -> None:
+        rows[list(phases)[index]] = row(demo.graded(_generated(demo, generator)))
+        say(list(phases)[index], started)
+
+    targets = layout.normalize(tokens)
+    sources = [
+        Source(str(k), (conditions[k],), targets[k][None], examples)
+        for k, examples in enumerate(data)
+    ]
+    pairing = Pairing(
+        seed,
+        generator.config.condition.prompts,
+        candidates=(conditions.shape[1],) * len(sources),
+        checkpoints=(1,) * len(sources),
+        examples=tuple(map(len, data)),
+    )
+    parts = generator.decoder, layout, sources, pairing, tuple(phases.values())
+    Trainer(*parts, base=demo.base, phase_done=grade).fit()
     rows[f"{name}: from another task's prompts"] = row(
         demo.graded({key: z.roll(1, 0) for key, z in _generated(demo, generator).items()})
     )
@@ -78,44 +90,6 @@ def _new_generator(demo: Demo, seed: int) -> Generator:
 def _embedded(generator: Generator, task: Task, count: int) -> Tensor:
     prompts = [example.prompt for example in task.examples(count, "train", 0)]
     return generator.encoder.encode(prompts, generator.config.condition.length)
-
-
-def _train_mse(generator: Generator, conditions: Tensor, targets: Tensor, seed: int) -> None:
-    sources = [
-        Source(str(k), (conditions[k],), targets[k][None], []) for k in range(len(conditions))
-    ]
-    pairing = Pairing(
-        seed,
-        generator.config.condition.prompts,
-        candidates=(conditions.shape[1],) * len(sources),
-        checkpoints=(1,) * len(sources),
-        examples=(0,) * len(sources),
-    )
-    Trainer(generator.decoder, generator.layout, sources, pairing, (MSE,)).fit()
-
-
-def _train_end_to_end(
-    demo: Demo, generator: Generator, conditions: Tensor, data: list[list[Encoded]], seed: int
-) -> None:
-    """Next-token loss of training tasks' examples under the experts generated for them."""
-    rng, (tasks, each) = random.Random(f"end to end {seed}"), END_TO_END_BATCH
-    torch.manual_seed(seed)
-    prompts = generator.config.condition.prompts
-    optimizer = torch.optim.AdamW(generator.parameters(), END_TO_END_RATE, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, END_TO_END_STEPS)
-    for _ in range(END_TO_END_STEPS):
-        drawn = rng.sample(range(len(data)), tasks)
-        condition = torch.stack([conditions[k][rng.sample(range(POOL), prompts)] for k in drawn])
-        vectors = generator.layout.detokenize(generator(dropout(condition, 0.2)))
-        sequences = [sequence for k in drawn for sequence in rng.sample(data[k], each)]
-        batch = collate(sequences).view(tasks, each)
-        with demo.base.factored(vectors):
-            losses = summed_losses(demo.model, batch)
-        optimizer.zero_grad()
-        (losses / (batch.labels != IGNORED).sum((1, 2))).mean().backward()
-        torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
 
 
 def _generated(demo: Demo, generator: Generator) -> dict[str, Tensor]:

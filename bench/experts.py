@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from dnd_fast.batch import Encoded, encode, respond, response_logits
 from dnd_fast.bench.results import append, latest
 from dnd_fast.demo.pretrain import LEARNING_RATE, pretrain, pretraining_batch
 from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED
@@ -40,9 +41,8 @@ from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import Recipe
 from dnd_fast.svf import DecomposedModel, Expert
 from dnd_fast.train.base import load_base
-from dnd_fast.train.batch import Encoded, encode, respond, response_logits
 from dnd_fast.train.collect import collect
-from dnd_fast.train.reinforce import ExpertSpec, fit_experts, train_expert
+from dnd_fast.train.experts.reinforce import ExpertSpec, fit_experts, train_expert
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 console = Console()

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from dnd_fast.batch import IGNORED, Batch, response_logits
 from dnd_fast.bench.encoder import load_encoder
 from dnd_fast.bench.timing import console, interleaved
 from dnd_fast.demo.tasks import instruction_words
 from dnd_fast.generator import Generator, GeneratorConfig
 from dnd_fast.kernels.device import device_name, seconds_of
 from dnd_fast.recipe import Recipe
-from dnd_fast.train.batch import IGNORED, Batch, response_logits
 
 LARGE = "common-sense-0.5b"
 LARGE_MEMORY = 10e9  # bytes that its decoder may take

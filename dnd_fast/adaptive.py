@@ -25,10 +25,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
-from dnd_fast.cem import CemSpec, search
-from dnd_fast.errors import InvalidInput
-from dnd_fast.svf import DecomposedModel, Expert
-from dnd_fast.train.batch import (
+from dnd_fast.batch import (
     Batch,
     answered_exactly,
     collate,
@@ -37,7 +34,10 @@ from dnd_fast.train.batch import (
     response_logits,
     summed_losses,
 )
-from dnd_fast.train.datasets import Example
+from dnd_fast.cem import CemSpec, search
+from dnd_fast.datasets import Example
+from dnd_fast.errors import InvalidInput
+from dnd_fast.svf import DecomposedModel, Expert
 
 OTHERS = "others"
 Strategy = Literal["prompt", "classifier"]

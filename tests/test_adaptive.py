@@ -12,12 +12,12 @@ from dnd_fast.adaptive import (
     classification_examples,
     question,
 )
+from dnd_fast.batch import collate, encode, exact_match, respond
 from dnd_fast.cem import CemSpec
 from dnd_fast.demo.tasks import Task
 from dnd_fast.generator import DEMO_MODELS
 from dnd_fast.svf import DecomposedModel, initial_vectors, scales_of
-from dnd_fast.train.batch import collate, encode, exact_match, respond
-from dnd_fast.train.reinforce import fit_experts
+from dnd_fast.train.experts.reinforce import fit_experts
 
 TASKS = {
     "first": Task("first", "brackets", "animal"),

@@ -96,6 +96,21 @@ def test_training_gradients_in_the_transform_domain(decoder):
         assert (found - expected).norm() <= 1e-9 * max(expected.norm(), 1e-3)
 
 
+@pytest.mark.parametrize("weights", ["streamed", "cached", "int8"])
+def test_planned_decoders_are_exported_and_compiled_whole(decoder, weights):
+    """Convolutions in the transform domain are operators that tracing does not look into."""
+    decoder.requires_grad_(False).set_plan("fft", weights=weights)
+    x = torch.randn(2, *decoder.condition_shape)
+    with torch.no_grad():
+        expected = decoder(x)
+        exported = torch.export.export(decoder, (x,))
+        compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
+        assert torch.equal(exported.module()(x), expected)
+        assert torch.equal(compiled(x), expected)
+    names = [str(node.target) for node in exported.graph.nodes]
+    assert sum("fft_conv2d" in name for name in names) == 5 * len(decoder.blocks)
+
+
 def test_cached_weights_replace_the_raw_ones(decoder):
     """No memory for both; and nothing that needs the raw ones may fail silently afterwards."""
     decoder.set_plan("fft", weights="cached")

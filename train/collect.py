@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dnd_fast.adapter import Adapter, lora_config
+from dnd_fast.batch import Encoded, encode
+from dnd_fast.datasets import Dataset
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import (
     atomic_file,
@@ -32,7 +34,6 @@ from dnd_fast.files import (
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import CollectSpec, LoraSpec
 from dnd_fast.train.base import load_base, load_config, resolved
-from dnd_fast.train.batch import Encoded, encode
 from dnd_fast.train.collection import (
     MANIFEST_FILE,
     STATE_FILE,
@@ -41,7 +42,6 @@ from dnd_fast.train.collection import (
     read_manifest,
     write_manifest,
 )
-from dnd_fast.train.datasets import Dataset
 from dnd_fast.train.lora_trainer import LoraTrainer, initial_adapter, shorten, spread
 
 Progress = Callable[[int, int], None]  # steps done, steps in all

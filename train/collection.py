@@ -17,10 +17,10 @@ from typing import Any
 from torch import Tensor
 
 from dnd_fast.adapter import CONFIG_FILE, Adapter
+from dnd_fast.datasets import Dataset
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_file, read_json, write_json
 from dnd_fast.recipe import from_table
-from dnd_fast.train.datasets import Dataset
 
 MANIFEST_FILE = "collection.json"
 STATE_FILE = "state.safetensors"

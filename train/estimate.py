@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, PreTrainedModel
 
+from dnd_fast.batch import applied, recomputed
 from dnd_fast.errors import InvalidInput
 from dnd_fast.generator import Generator, GeneratorConfig
 from dnd_fast.kernels.device import PROFILES, DeviceProfile
@@ -30,7 +31,6 @@ from dnd_fast.kernels.plan import plan_decoder
 from dnd_fast.lora_modules import auto_model
 from dnd_fast.planning import training_plan
 from dnd_fast.recipe import Phase, Recipe, from_table
-from dnd_fast.train.batch import applied, recomputed
 from dnd_fast.train.material import MicroBatch, pad_conditions
 from dnd_fast.train.pairs import Pair
 from dnd_fast.train.parallel import CPU

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dnd_fast.batch import Encoded, applied, collate, recomputed, summed_losses
 from dnd_fast.errors import InvalidInput
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import CollectSpec
-from dnd_fast.train.batch import Encoded, applied, collate, recomputed, summed_losses
 
 WARM_UP = 10  # steps
 CONSTANT = 0.6  # share of the steps before the learning rate decays

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as MapDataset
 
+from dnd_fast.batch import Batch, Encoded, collate
 from dnd_fast.decoder import Shape
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import Phase
-from dnd_fast.train.batch import Batch, Encoded, collate
 from dnd_fast.train.collection import Collection
 from dnd_fast.train.pairs import Pair, Pairing
 from dnd_fast.train.parallel import World

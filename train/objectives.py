@@ -4,19 +4,25 @@
   tokens, collected ones drawn among the checkpoints of the data set that the prompts are from.
 * ``sft`` (ours): the base model's next-token loss on the data set's own examples under the
   generated adapter, end to end. It uses the training sets' answers, which the paper's does not.
+
+Both take SVF experts, too, where the layout is one of experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dnd_fast.batch import IGNORED, Batch, applied, recomputed, summed_losses
 from dnd_fast.layout import TokenLayout
-from dnd_fast.train.batch import IGNORED, Batch, applied, recomputed, summed_losses
+from dnd_fast.svf import DecomposedModel
+from dnd_fast.svf_layout import ExpertLayout
+
+Base = PreTrainedModel | DecomposedModel  # the latter for experts
 
 
 def mse(generated: Tensor, targets: Tensor, importance: Tensor | None = None) -> Tensor:
@@ -40,7 +46,7 @@ def mse(generated: Tensor, targets: Tensor, importance: Tensor | None = None) ->
 
 @contextmanager
 def sft(
-    base: PreTrainedModel,
+    base: Base,
     layout: TokenLayout,
     generated: Tensor,
     examples: Batch,
@@ -51,10 +57,17 @@ def sft(
 
     The backward pass belongs into the block; with ``recompute`` it runs the base's blocks again.
     """
-    scaling = layout.lora_alpha / layout.rank
-    with (
-        recomputed(base) if recompute else nullcontext(),
-        applied(base, layout.detokenize(generated), scaling),
-    ):
+    model = base.model if isinstance(base, DecomposedModel) else base
+    with recomputed(model) if recompute else nullcontext(), _adapted(base, layout, generated):
         answered = (examples.labels != IGNORED).sum((1, 2))
-        yield (summed_losses(base, examples) / answered).mean()
+        yield (summed_losses(model, examples) / answered).mean()
+
+
+def _adapted(base: Base, layout: TokenLayout, generated: Tensor) -> AbstractContextManager[None]:
+    """The base under generated adapters, or experts."""
+    tensors = layout.detokenize(generated)
+    if isinstance(layout, ExpertLayout):
+        assert isinstance(base, DecomposedModel)
+        return base.factored(tensors, layout.parametrisation)
+    assert isinstance(base, PreTrainedModel)
+    return applied(base, tensors, layout.lora_alpha / layout.rank)

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from dnd_fast.datasets import Example
 from dnd_fast.errors import InvalidInput
-from dnd_fast.train.datasets import Example
 
 Strategy = Literal["N<-x", "x<-x"]
 Form = Literal["prompt", "prompt+answer", "answer", "mix"]

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dnd_fast.batch import Encoded, encode
 from dnd_fast.condition import TextEncoder
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import (
@@ -41,7 +42,6 @@ from dnd_fast.layout import TokenLayout
 from dnd_fast.planning import kind_of, training_plan
 from dnd_fast.recipe import Phase, Recipe
 from dnd_fast.train.base import load_base
-from dnd_fast.train.batch import Encoded, encode
 from dnd_fast.train.checkpoints import Checkpoints
 from dnd_fast.train.collection import MANIFEST_FILE, Collection
 from dnd_fast.train.conditions import EmbeddedTexts, embed_texts

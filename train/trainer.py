@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
 
 from dnd_fast.decoder import HyperConvDecoder
 from dnd_fast.errors import InvalidInput
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import Phase
+from dnd_fast.svf import DecomposedModel
+from dnd_fast.svf_layout import ExpertLayout
 from dnd_fast.train import objectives
 from dnd_fast.train.checkpoints import Checkpoints, State
 from dnd_fast.train.material import (
@@ -34,6 +35,7 @@ from dnd_fast.train.material import (
     names_in_batch,
     pad_conditions,
 )
+from dnd_fast.train.objectives import Base
 from dnd_fast.train.pairs import Pairing
 from dnd_fast.train.parallel import (
     World,
@@ -120,7 +122,7 @@ class Loss:
         model: the decoder, or what it is wrapped in.
         decoder: itself.
         layout: on the decoder's device.
-        base: the frozen base model, for "sft".
+        base: the frozen base model, for "sft"; decomposed, if the layout is of experts.
         device: of all of them.
         options: precision, and whether to compute activations again.
     """
@@ -130,7 +132,7 @@ class Loss:
         model: nn.Module,
         decoder: HyperConvDecoder,
         layout: TokenLayout,
-        base: PreTrainedModel | None,
+        base: Base | None,
         device: torch.device,
         options: Options,
     ) -> None:
@@ -186,7 +188,8 @@ class Trainer:
         sources: of the data sets, in the order that ``pairing`` counts them.
         pairing: draws conditions and targets.
         phases: one after the other; each starts a new optimiser.
-        base: the frozen base model, for phases with the objective "sft".
+        base: the frozen base model, for phases with the objective "sft"; a
+            :class:`dnd_fast.svf.DecomposedModel`, if the layout is of experts.
         held_out: other data sets, with a pairing of their own, whose loss is measured every
             ``options.evaluate_every`` steps and decides which checkpoint is the best.
         world: this process among all.
@@ -203,7 +206,7 @@ class Trainer:
     sources: Sequence[Source]
     pairing: Pairing
     phases: Sequence[Phase]
-    base: PreTrainedModel | None = None
+    base: Base | None = None
     held_out: tuple[Sequence[Source], Pairing] | None = None
     world: World = field(default_factory=World)
     options: Options = field(default_factory=Options)
@@ -322,6 +325,12 @@ class Trainer:
     def _check_needs(self, phase: Phase) -> None:
         if phase.objective == "sft" and self.base is None:
             raise InvalidInput("the objective 'sft' needs the base model.")
+        decomposed = isinstance(self.base, DecomposedModel)
+        if self.base is not None and decomposed != isinstance(self.layout, ExpertLayout):
+            raise InvalidInput(
+                f"the base is a {type(self.base).__name__}; a layout of experts needs a "
+                "DecomposedModel, one of LoRA adapters a plain model."
+            )
         weighted = phase.objective == "mse" and phase.weighted
         if weighted and self.decoder.criterion_weight is None:
             raise InvalidInput("a weighted phase needs the tokens' importance: criterion_weight.")

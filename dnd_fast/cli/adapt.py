@@ -94,8 +94,8 @@ def adapt(
         raise InvalidInput("--keep and --light are for --strategy few-shot.")
     from dnd_fast.adaptive import FewShotSpec
     from dnd_fast.cem import CemSpec
+    from dnd_fast.datasets import Dataset
     from dnd_fast.prompts import read_prompts
-    from dnd_fast.train.datasets import Dataset
 
     asked = read_prompts(prompts)
     shots = list(Dataset.read(examples).examples) if examples is not None else []

@@ -274,10 +274,10 @@ def _train_expert(
 ) -> None:
     import torch
 
+    from dnd_fast.datasets import Dataset
     from dnd_fast.recipe import from_table, read_toml
     from dnd_fast.train.base import load_base
-    from dnd_fast.train.datasets import Dataset
-    from dnd_fast.train.reinforce import ExpertSpec, train_expert
+    from dnd_fast.train.experts.reinforce import ExpertSpec, train_expert
 
     spec = (
         ExpertSpec() if settings is None else from_table(ExpertSpec, read_toml(settings), settings)

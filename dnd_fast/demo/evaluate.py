@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dnd_fast.batch import Batch, collate, encode, exact_match, respond
 from dnd_fast.demo.retrain import (
     EXAMPLES,
     Progress,
@@ -19,7 +20,6 @@ from dnd_fast.demo.retrain import (
 )
 from dnd_fast.demo.tasks import Split, Task
 from dnd_fast.generator import Generator
-from dnd_fast.train.batch import Batch, collate, encode, exact_match, respond
 from dnd_fast.train.evaluation.evaluate import most_similar, pooled
 
 EXAM_SIZE = 64  # test prompts per task

@@ -18,9 +18,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from dnd_fast.batch import Batch, Encoded, collate, response_logits
 from dnd_fast.demo.tasks import DOMAINS, FORMATS, SKILLS, Split, Task
 from dnd_fast.recipe import Recipe
-from dnd_fast.train.batch import Batch, Encoded, collate, response_logits
 
 STEPS = 2000
 BATCH = 96

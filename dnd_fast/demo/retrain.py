@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dnd_fast.batch import Encoded, encode
 from dnd_fast.condition import TextEncoder
 from dnd_fast.demo.pretrain import pretrain
 from dnd_fast.demo.tasks import Split, Task, split_tasks
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.generator import Generator, GeneratorConfig
 from dnd_fast.recipe import Recipe
-from dnd_fast.train.batch import Encoded, encode
 from dnd_fast.train.collect import collect
 from dnd_fast.train.material import Source
 from dnd_fast.train.pairs import Pairing

@@ -19,13 +19,13 @@ from transformers import (
 )
 
 from dnd_fast.adapter import Adapter
+from dnd_fast.batch import collate, encode, exact_match, respond
 from dnd_fast.demo.evaluate import EXAM_SIZE
 from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED
 from dnd_fast.demo.tasks import Example, Task, split_tasks
 from dnd_fast.generator import DEMO_MODELS, Generator
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import Recipe
-from dnd_fast.train.batch import collate, encode, exact_match, respond
 from dnd_fast.train.collect import collect
 
 SHOWN = 0  # which of the held-out tasks

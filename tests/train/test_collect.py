@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from dnd_fast.batch import adapter_losses, collate, encode, exact_match
 from dnd_fast.demo.tasks import Task
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import CollectSpec
-from dnd_fast.train.batch import adapter_losses, collate, encode, exact_match
 from dnd_fast.train.collect import collect
 from dnd_fast.train.lora_trainer import initial_adapter
 

@@ -17,16 +17,16 @@ from peft import PeftModel
 from typer.testing import CliRunner
 
 from dnd_fast import InvalidInput, Recipe
+from dnd_fast.batch import applied, encode
 from dnd_fast.cli.collect import collect as command
+from dnd_fast.datasets import Dataset
 from dnd_fast.demo.export import write_examples
 from dnd_fast.demo.tasks import Task
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import CollectSpec, LoraSpec
 from dnd_fast.train.base import load_base
-from dnd_fast.train.batch import applied, encode
 from dnd_fast.train.collect import collect, collect_folder
 from dnd_fast.train.collection import STATE_FILE, Collection
-from dnd_fast.train.datasets import Dataset
 from dnd_fast.train.lora_trainer import LoraTrainer
 
 from .test_base import new_base, save_base

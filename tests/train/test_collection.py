@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dnd_fast import Adapter, InvalidInput
+from dnd_fast.datasets import Dataset, Example
 from dnd_fast.train.collection import Collection
-from dnd_fast.train.datasets import Dataset, Example
 
 
 def test_dataset(tmp_path):

@@ -10,11 +10,11 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dnd_fast import Generator, InvalidInput, Recipe
+from dnd_fast.batch import Encoded
 from dnd_fast.generator import GeneratorConfig
 from dnd_fast.layout import TokenLayout
 from dnd_fast.planning import training_plan
 from dnd_fast.recipe import Phase
-from dnd_fast.train.batch import Encoded
 from dnd_fast.train.estimate import check_fit, estimate, fit_passes
 from dnd_fast.train.material import Source
 from dnd_fast.train.pairs import Pairing

@@ -15,11 +15,11 @@ from peft import (
 from torch.nn.utils.rnn import pad_sequence
 
 from dnd_fast import InvalidInput
+from dnd_fast.batch import Encoded, encode
 from dnd_fast.demo.tasks import Task
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import CollectSpec
-from dnd_fast.train.batch import Encoded, encode
 from dnd_fast.train.lora_trainer import LoraTrainer, initial_adapter, rate, shorten, spread
 
 from .test_batch import new_model

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnd_fast import InvalidInput
+from dnd_fast.datasets import Example
 from dnd_fast.recipe import Phase
-from dnd_fast.train.datasets import Example
 from dnd_fast.train.pairs import Pairing, condition_texts
 from dnd_fast.train.parallel import World
 from dnd_fast.train.trainer import Options

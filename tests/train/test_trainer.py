@@ -8,13 +8,15 @@ import torch
 from torch.nn.functional import conv2d
 
 from dnd_fast import InvalidInput
+from dnd_fast.batch import Batch, Encoded, adapter_losses, collate
+from dnd_fast.svf import DecomposedModel
+from dnd_fast.svf_layout import ExpertLayout
 from dnd_fast.train import objectives
-from dnd_fast.train.batch import adapter_losses, collate
 from dnd_fast.train.material import MicroBatches, disturb, pad_conditions
 from dnd_fast.train.parallel import World
 from dnd_fast.train.trainer import learning_rate
 
-from .toy import DATA_SETS, MSE, SFT, new_trainer, same
+from .toy import DATA_SETS, MSE, SFT, new_base, new_trainer, same
 
 QUIET = dataclasses.replace(MSE, noise=0.0, dropout=0.0)
 
@@ -29,6 +31,32 @@ def fitted(*args, **options):
     trainer.stepped = records.append
     trainer.fit()
     return weights(trainer), records
+
+
+def test_the_loss_of_experts_is_that_of_merged_ones():
+    base = DecomposedModel(new_base())
+    layout = ExpertLayout.for_base(base)
+    torch.manual_seed(0)
+    tokens = 1 + 0.3 * torch.randn(2, layout.num_tokens, *layout.token_shape)
+    examples = [Encoded(torch.randint(32, (6 + i,)).tolist(), 3) for i in range(6)]
+    batch = collate(examples).view(2, 3)
+    with objectives.sft(base, layout, tokens.requires_grad_(), batch) as loss:
+        loss.backward()
+    assert (tokens.grad.flatten(1).norm(dim=1) > 0).all()
+    alone = []
+    for k in range(2):
+        one = {name: z[k] for name, z in layout.detokenize(tokens.detach()).items()}
+        with base.merged(base.expert(one)):
+            only = Batch(*(part[k : k + 1] for part in batch))
+            alone.append(adapter_losses(base.model, {}, 1.0, only))
+    assert loss.item() == pytest.approx(torch.cat(alone).mean().item(), rel=1e-5)
+
+
+def test_a_base_that_does_not_fit_the_layout_is_refused():
+    trainer = new_trainer()
+    trainer.base = DecomposedModel(trainer.base)
+    with pytest.raises(InvalidInput, match="one of LoRA adapters a plain model"):
+        trainer.fit()
 
 
 def test_steps_are_those_of_a_plain_loop():

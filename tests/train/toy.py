@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from dnd_fast.batch import Encoded
 from dnd_fast.decoder import HyperConvDecoder
 from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import Phase
-from dnd_fast.train.batch import Encoded
 from dnd_fast.train.checkpoints import Checkpoints
 from dnd_fast.train.material import Source
 from dnd_fast.train.pairs import Pairing

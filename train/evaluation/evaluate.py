@@ -25,11 +25,11 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dnd_fast.adapter import PREFIX, Adapter
+from dnd_fast.batch import applied
+from dnd_fast.datasets import Example
 from dnd_fast.errors import InvalidInput
 from dnd_fast.generator import Generator
-from dnd_fast.train.batch import applied
 from dnd_fast.train.collection import Collection
-from dnd_fast.train.datasets import Example
 from dnd_fast.train.evaluation.metrics import Metric
 from dnd_fast.train.evaluation.questions import Question
 from dnd_fast.train.evaluation.scores import Evaluation, Row

@@ -21,8 +21,7 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dnd_fast.errors import InvalidInput
-from dnd_fast.train.batch import (
+from dnd_fast.batch import (
     Encoded,
     collate,
     encode,
@@ -30,7 +29,8 @@ from dnd_fast.train.batch import (
     generation_inputs,
     summed_losses,
 )
-from dnd_fast.train.datasets import Example
+from dnd_fast.datasets import Example
+from dnd_fast.errors import InvalidInput
 from dnd_fast.train.evaluation.answers import (
     estimate_pass,
     final_number,

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from dnd_fast.datasets import Dataset
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import read_json
 from dnd_fast.generator import Generator
 from dnd_fast.train.base import load_base
 from dnd_fast.train.collection import Collection
-from dnd_fast.train.datasets import Dataset
 from dnd_fast.train.evaluation.evaluate import (
     Examiner,
     HeldOut,

@@ -9,10 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnd_fast import Adapter, Generator, InvalidInput
-from dnd_fast.demo.evaluate import exam
-from dnd_fast.generator import DEMO_MODELS
-from dnd_fast.train.base import load_base
-from dnd_fast.train.batch import (
+from dnd_fast.batch import (
     IGNORED,
     applied,
     collate,
@@ -20,7 +17,10 @@ from dnd_fast.train.batch import (
     exact_match,
     summed_losses,
 )
-from dnd_fast.train.datasets import Example
+from dnd_fast.datasets import Example
+from dnd_fast.demo.evaluate import exam
+from dnd_fast.generator import DEMO_MODELS
+from dnd_fast.train.base import load_base
 from dnd_fast.train.evaluation import evaluate as methods
 from dnd_fast.train.evaluation.evaluate import Examiner, HeldOut, evaluate, generate_adapter, worn
 from dnd_fast.train.evaluation.metrics import Metric, Settings, make_metric

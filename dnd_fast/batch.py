@@ -1,4 +1,4 @@
-"""Many adapters on one frozen model in one forward pass, and what training measures with it."""
+"""Many adapters on one frozen model in one forward pass: responses, and losses of wanted ones."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+from dnd_fast.datasets import Example
 from dnd_fast.errors import InvalidInput
-from dnd_fast.train.datasets import Example
 
 IGNORED = -100
 

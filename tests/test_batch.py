@@ -6,8 +6,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dnd_fast import InvalidInput
-from dnd_fast.demo.tokenizer import build_tokenizer
-from dnd_fast.train.batch import (
+from dnd_fast.batch import (
     IGNORED,
     Encoded,
     adapter_losses,
@@ -20,7 +19,8 @@ from dnd_fast.train.batch import (
     response_logits,
     summed_losses,
 )
-from dnd_fast.train.datasets import Example
+from dnd_fast.datasets import Example
+from dnd_fast.demo.tokenizer import build_tokenizer
 
 EXAMPLES = [
     [Example("copy the tool cord exactly", "cord"), Example("reverse rice", "ecir")],

@@ -9,20 +9,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dnd_fast import InvalidInput
+from dnd_fast.batch import encode, respond
+from dnd_fast.datasets import Example
 from dnd_fast.demo.tasks import Task
 from dnd_fast.files import read_safetensors
 from dnd_fast.generator import DEMO_MODELS
 from dnd_fast.svf import DecomposedModel, Expert
-from dnd_fast.train.batch import encode, respond
-from dnd_fast.train.datasets import Example
-from dnd_fast.train.reinforce import (
+from dnd_fast.train.experts.reinforce import (
     ExpertSpec,
     exact_reward,
     fit_experts,
     policy_objective,
     train_expert,
 )
-from dnd_fast.train.sampling import sample
+from dnd_fast.train.experts.sampling import sample
 
 ARMS = torch.tensor([1.0, -1.0, -1.0, 1.0, -1.0])  # rewards of a bandit's arms
 BASE = torch.tensor([0.5, 0.0, -0.5, 0.2, 1.0])  # the base's logits

@@ -28,10 +28,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_file, write_json
-from dnd_fast.svf import DecomposedModel, Expert, Parametrisation, initial_vectors
-from dnd_fast.train.batch import (
+from dnd_fast.batch import (
     IGNORED,
     Batch,
     Encoded,
@@ -40,9 +37,12 @@ from dnd_fast.train.batch import (
     response_logits,
     summed_losses,
 )
-from dnd_fast.train.datasets import Example
-from dnd_fast.train.expert_state import State
-from dnd_fast.train.sampling import sample
+from dnd_fast.datasets import Example
+from dnd_fast.errors import InvalidInput
+from dnd_fast.files import atomic_file, write_json
+from dnd_fast.svf import DecomposedModel, Expert, Parametrisation, initial_vectors
+from dnd_fast.train.experts.checkpoints import State
+from dnd_fast.train.experts.sampling import sample
 
 Objective = Literal["reinforce", "next-token"]
 Reward = Callable[[str, Example], float]

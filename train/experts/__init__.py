@@ -1,0 +1,1 @@
+"""Training of SVF expert vectors: next-token loss, then REINFORCE."""
