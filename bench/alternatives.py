@@ -14,12 +14,13 @@ The last line printed is JSON, the run's provenance and these fields:
   ``training_examples`` and ``shots`` per task;
   ``shots_in_context`` of each task, as many as the base's context holds;
 * ``demo``: ``device``, ``threads``, and by alternative the ``seconds`` and ``accuracy`` (exact
-  match) of each task, and ``ratio``, the median of its seconds over that of generation's;
+  match) of each task, ``first_seconds`` of the first task again and again, and ``ratio``, the
+  median of its seconds over that of generation's;
 * ``large``: null, or ``recipe``, ``device``, ``dtype``, ``batch``, ``length``, ``answer_length``
   (tokens), ``encoder``, ``step_seconds`` and ``generation_seconds`` of every timed round,
   ``stage_seconds`` of the last generation, and by number of LoRA steps ``scaled_seconds``, the
   median step times their number, and ``ratio``;
-* ``spread`` of the times that were repeated; the demo's is p80 - p20 over its tasks.
+* ``spread`` of the times that were repeated: the demo's first task, large's rounds.
 
 Source of the comparison: Drag-and-Drop LLMs, which sets generation against full-shot and few-shot
 tuning and examples in the context, and claims to be 2,500 to 12,000 times as fast as full-shot.
@@ -50,7 +51,7 @@ from transformers import (
 from dnd_fast.batch import IGNORED, Batch, Encoded, encode
 from dnd_fast.bench.large import compare_large
 from dnd_fast.bench.results import append, latest, prompts_hash, provenance
-from dnd_fast.bench.timing import console, percentiles, require_steady, speedup
+from dnd_fast.bench.timing import console, require_steady, speedup
 from dnd_fast.cli.console import progress_bars
 from dnd_fast.demo.evaluate import EXAM_SIZE, Adapters, exam, score
 from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED, Progress
@@ -62,6 +63,7 @@ from dnd_fast.recipe import Recipe
 from dnd_fast.train.collect import collect
 
 STEPS = (75, 300)  # of LoRA; tuning on a few examples takes the first
+REPEATS = 3  # of the first task, to see whether times are steady
 SHOTS = 8  # labelled examples, as many as the demo's generator takes prompts
 GENERATED, IN_CONTEXT, BASE = "generated", "examples in context", "base model alone"
 
@@ -95,11 +97,11 @@ def main(
 
 
 def _repeated(figures: Mapping[str, Any]) -> dict[str, Sequence[float]]:
-    """Times of work that is alike: each task's, without the slowest and fastest, and rounds'."""
-    repeated: dict[str, Sequence[float]] = {
-        name: percentiles(values) if len(values) > 1 else values
-        for name, values in figures["demo"]["seconds"].items()
-        if name not in (IN_CONTEXT, BASE)
+    """Times of the same work."""
+    repeated = {
+        name: values
+        for name, values in figures["demo"]["first_seconds"].items()
+        if name not in (IN_CONTEXT, BASE)  # a difference of times, and none
     }
     if large := figures["large"]:
         repeated["large, step"] = large["step_seconds"]
@@ -235,8 +237,10 @@ def compare(
     demo = Demo.load()
     materials = [demo.material(task, seed) for task in tasks]
     outcomes: dict[str, list[Outcome]] = {}
+    first_seconds: dict[str, list[float]] = {}
     for name, run in alternatives(demo, seed).items():
-        run(materials[0])
+        run(materials[0])  # warms up
+        first_seconds[name] = [run(materials[0]).seconds for _ in range(REPEATS)]
         outcomes[name] = []
         for material in materials:
             outcomes[name].append(run(material))
@@ -256,6 +260,7 @@ def compare(
             "device": device_name("cpu"),
             "threads": torch.get_num_threads(),
             "seconds": seconds,
+            "first_seconds": first_seconds,
             "accuracy": {name: [each.accuracy for each in runs] for name, runs in outcomes.items()},
             "ratio": {name: speedup(seconds, name, GENERATED) for name in seconds},
         },
