@@ -84,12 +84,8 @@ class Checkpoints:
             write_safetensors(staged / WEIGHTS_FILE, state.weights)
             write_safetensors(staged / OPTIMIZER_FILE, tensors)
             write_json(staged / STATE_FILE, content)
-        steps = self.steps()
-        scores = {
-            step: score for step in steps if (score := self._score(step, state.phase)) is not None
-        }
-        best = min(scores, key=scores.__getitem__, default=None)
-        for step in steps[: -self.keep]:
+        best = self.best(state.phase)
+        for step in self.steps()[: -self.keep]:
             if step != best:
                 self._delete(self._path(step))
 
@@ -109,6 +105,21 @@ class Checkpoints:
             except (InvalidInput, FileNotFoundError, KeyError) as error:
                 logger.warning("%s cannot be read, an older one is used: %s", path, error)
         return None
+
+    def best(self, phase: int) -> int | None:
+        """The step of the checkpoint with the best score of a phase; None where none has one."""
+        scores = {
+            step: score for step in self.steps() if (score := self._score(step, phase)) is not None
+        }
+        return min(scores, key=scores.__getitem__, default=None)
+
+    def weights(self, step: int) -> dict[str, Tensor]:
+        """Of the decoder.
+
+        Raises:
+            InvalidInput: the file is damaged.
+        """
+        return read_safetensors(self._path(step) / WEIGHTS_FILE)
 
     def steps(self) -> list[int]:
         """Of all checkpoints, in ascending order."""

@@ -5,6 +5,8 @@ statistics.safetensors   mean and std of the adapters' tokens, and the tokens' i
 checkpoints/             see dnd_fast.train.checkpoints
 log.jsonl                one line per step, one per evaluation
 generator-mse/           the generator after a phase that another one follows, by objectives so far
+generator-best/          the generator with the lowest held-out loss of the last phase, if that was
+                         not at the end
 generator/               the generator at the end
 """
 
@@ -154,6 +156,7 @@ def train_run(
             chosen = [sources[name] for name in names]
             return chosen, _pairing(setup, chosen)
 
+        checkpoints = Checkpoints(out / "checkpoints", keep)
         trainer = Trainer(
             generator.decoder,
             generator.layout,
@@ -163,8 +166,8 @@ def train_run(
             held_out=side(watched) if watched else None,
             world=world,
             options=options,
-            checkpoints=Checkpoints(out / "checkpoints", keep),
-            phase_done=lambda index: _save_generator(out, generator, phases, index, world),
+            checkpoints=checkpoints,
+            phase_done=lambda index: _phase_done(out, generator, phases, index, checkpoints, world),
         )
         if log is not None:
 
@@ -379,18 +382,31 @@ def _pairing(setup: Setup, sources: Sequence[Source]) -> Pairing:
     )
 
 
-def _save_generator(
-    out: Path, generator: Generator, phases: Sequence[Phase], index: int, world: World
+def _phase_done(
+    out: Path,
+    generator: Generator,
+    phases: Sequence[Phase],
+    index: int,
+    checkpoints: Checkpoints,
+    world: World,
 ) -> None:
-    """Write the generator as it is after a phase."""
+    """Write the generator as it is after a phase; after the last one, as it was at its best too."""
     weights = whole_weights(generator.decoder)
-    if world.main:
-        last = index + 1 == len(phases)
+    if world.main and index + 1 < len(phases):
         objectives = "+".join(phase.objective for phase in phases[: index + 1])
-        with torch.device("meta"):
-            whole = Generator(generator.config)
-        whole.layout = generator.layout
-        whole.decoder.criterion_weight = weights["criterion_weight"]
-        whole.decoder.load_state_dict(weights, assign=True)
-        whole.save_pretrained(out / ("generator" if last else f"generator-{objectives}"))
+        _save_generator(out / f"generator-{objectives}", generator, weights)
+    elif world.main:
+        best = checkpoints.best(index)
+        if best is not None and best < sum(phase.steps for phase in phases):
+            _save_generator(out / "generator-best", generator, checkpoints.weights(best))
+        _save_generator(out / "generator", generator, weights)  # last: it says that all is done
     world.wait()
+
+
+def _save_generator(path: Path, generator: Generator, weights: dict[str, Tensor]) -> None:
+    with torch.device("meta"):
+        whole = Generator(generator.config)
+    whole.layout = generator.layout
+    whole.decoder.criterion_weight = weights["criterion_weight"]
+    whole.decoder.load_state_dict(weights, assign=True)
+    whole.save_pretrained(path)

@@ -125,6 +125,23 @@ def test_a_run_goes_on_where_it_was_stopped(setup, collection, encoder, tmp_path
     assert logs[0] == logs[1]
 
 
+@pytest.mark.parametrize(("losses", "best"), [([3.0, 1.0, 2.0], 2), ([3.0, 2.0, 1.0], None)])
+def test_the_best_generator_is_kept_too(
+    setup, collection, encoder, tmp_path, monkeypatch, losses, best
+):
+    planted = iter(losses)
+    monkeypatch.setattr("dnd_fast.train.trainer.Loss.mean", lambda *args: next(planted))
+    recipe = dataclasses.replace(RECIPE, phases=(MSE,))
+    changed = dataclasses.replace(setup, recipe=recipe, options=Options(evaluate_every=1))
+    assert train_run(changed, collection, tmp_path / "run", encoder=encoder)
+    assert (tmp_path / "run" / "generator-best").is_dir() == (best is not None)
+    for name, step in (("generator", 3), ("generator-best", best)):
+        if step is not None:
+            found = Generator.from_pretrained(tmp_path / "run" / name).decoder.state_dict()
+            kept = load_file(tmp_path / f"run/checkpoints/step-{step:06d}/weights.safetensors")
+            assert all(torch.equal(found[key], value) for key, value in kept.items())
+
+
 @pytest.mark.parametrize(("form", "per_data_set"), [("mix", 2), ("prompt+answer", 1)])
 def test_other_forms_of_condition(setup, collection, encoder, tmp_path, form, per_data_set):
     recipe = dataclasses.replace(RECIPE, phases=(MSE,))
