@@ -17,7 +17,13 @@ from dnd_fast.condition import LengthProjection
 from dnd_fast.errors import InvalidInput
 from dnd_fast.kernels.device import PROFILES, can_run_triton
 from dnd_fast.kernels.fft_conv import WORKSPACE_BYTES, Impl, fft_conv2d
-from dnd_fast.kernels.plan import DecoderPlan, Weights, decoder_convolutions, plan_decoder
+from dnd_fast.kernels.plan import (
+    CONVOLUTIONS,
+    DecoderPlan,
+    Weights,
+    decoder_convolutions,
+    plan_decoder,
+)
 from dnd_fast.kernels.reference import LAYER_NORM_EPS, direct, hyper_conv_block
 from dnd_fast.kernels.tiles import FFTConvPlan
 from dnd_fast.kernels.token_targets import TokenTargets
@@ -25,6 +31,7 @@ from dnd_fast.kernels.transformed_weight import TransformedWeight, transform_wei
 
 if TYPE_CHECKING:
     from dnd_fast.engine import Engine
+    from dnd_fast.kernels.triton_block import PackedBlock
 
 Shape = tuple[int, int, int]
 
@@ -68,6 +75,30 @@ class HyperConvBlock(nn.Module):
         weight = cast(Tensor, module.weight)
         self.transformed[name] = transform_weight(weight, self.tiles[name], dtype=dtype)
         module.register_parameter("weight", None)
+
+    @torch.no_grad()
+    def packed(self) -> PackedBlock:
+        """The parameters as the Triton kernels take them; waits for the device.
+
+        Raises:
+            ValueError: float64 parameters.
+        """
+        from dnd_fast.kernels.triton_block import PackedBlock
+
+        weights: dict[str, Tensor | TransformedWeight] = {
+            name: self.transformed.get(name, cast(nn.Conv2d, getattr(self, name)).weight)
+            for name in CONVOLUTIONS
+        }
+        assert self.layerwise.bias is not None
+        return PackedBlock.of(
+            self.tiles,
+            weights,
+            self.norm.weight,
+            self.norm.bias,
+            self.bias,
+            self.layerwise.bias,
+            self.kernel_size,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, N, L, C]`` -> ``[B, N', L', C']``."""
@@ -289,7 +320,7 @@ class HyperConvDecoder(nn.Module):
         if self.runs_triton:
             from dnd_fast.engine import Engine
 
-            blocks = cast(Sequence[HyperConvBlock], self.blocks)
+            blocks = [block.packed() for block in cast(Sequence[HyperConvBlock], self.blocks)]
             self.engine = Engine(blocks, self.projection, targets)
         return self.runs_triton
 

@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dnd_fast.kernels.plan import CONVOLUTIONS
 from dnd_fast.kernels.token_targets import TokenTargets
 from dnd_fast.kernels.triton_block import PackedBlock, hyper_conv_block
 from dnd_fast.kernels.triton_conv import Workspace
 
-if TYPE_CHECKING:
-    from dnd_fast.decoder import HyperConvBlock
-
 
 class Engine:
-    """A decoder as it was when the engine was made: later changes of its parameters do not show.
+    """A decoder as it was when its blocks were packed: later changes of parameters do not show.
 
     On a GPU the first call with a batch size compiles kernels, takes memory and captures a CUDA
     graph; later calls replay it, so that about a hundred launches cost as much as one. Calls from
     several threads wait for one another.
 
     Args:
-        blocks: of the decoder, planned, on an NVIDIA GPU.
+        blocks: of the decoder, planned, on an NVIDIA GPU, with parameters up to float32.
         projection: applied to the condition first, if any.
         targets: what tokens are scaled by and where they go in LoRA tensors, for
             :meth:`weights`; on the device of the blocks.
-
-    Raises:
-        ValueError: float64 parameters.
     """
 
     def __init__(
         self,
-        blocks: Sequence[HyperConvBlock],
+        blocks: Sequence[PackedBlock],
         projection: Callable[[Tensor], Tensor] | None,
         targets: TokenTargets | None = None,
     ) -> None:
         self.targets = targets
-        self._blocks = [_pack(block) for block in blocks]
+        self._blocks = blocks
         self._projection = projection
         self._workspace = Workspace()
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
@@ -97,21 +89,3 @@ class Engine:
         with torch.cuda.graph(graph):
             result = self._run(given, targets)
         return graph, given, result
-
-
-def _pack(block: HyperConvBlock) -> PackedBlock:
-    weights: Mapping[str, Tensor] = {
-        name: block.transformed.get(name, cast(nn.Conv2d, getattr(block, name)).weight)
-        for name in CONVOLUTIONS
-    }
-    assert block.layerwise.bias is not None
-    with torch.no_grad():
-        return PackedBlock.of(
-            block.tiles,
-            weights,
-            block.norm.weight,
-            block.norm.bias,
-            block.bias,
-            block.layerwise.bias,
-            block.kernel_size,
-        )

@@ -8,7 +8,7 @@ import torch
 from dnd_fast.decoder import HyperConvBlock
 from dnd_fast.kernels.plan import CONVOLUTIONS
 from dnd_fast.kernels.tiles import FFTConvPlan
-from dnd_fast.kernels.triton_block import PackedBlock, hyper_conv_block
+from dnd_fast.kernels.triton_block import hyper_conv_block
 from dnd_fast.kernels.triton_conv import Workspace
 
 pytestmark = pytest.mark.interpret
@@ -41,18 +41,7 @@ def packed(made, dtype, kept):
     if kept is not None:
         for name in made.tiles:
             made.transform_weight(name, kept)
-    weights = {
-        name: made.transformed.get(name, getattr(made, name).weight) for name in CONVOLUTIONS
-    }
-    return PackedBlock.of(
-        made.tiles,
-        weights,
-        made.norm.weight,
-        made.norm.bias,
-        made.bias,
-        made.layerwise.bias,
-        3,
-    )
+    return made.packed()
 
 
 @pytest.mark.parametrize(
