@@ -11,6 +11,8 @@ if "interpret" in sys.argv:
 
 import pytest
 import torch
+from rich.console import Console
+from rich.table import Table
 from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -29,6 +31,28 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+COMPILED = pytest.StashKey[list]()
+
+
+@pytest.fixture
+def note_compiled(pytestconfig):
+    """Have what a kernel was compiled to printed at the end of ``pytest -m codegen``."""
+    rows = pytestconfig.stash.setdefault(COMPILED, [])
+    return lambda kernel, what, capability, report: rows.append(
+        {"kernel": kernel, "sm": capability, **report, "for": what}
+    )
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash.get(COMPILED, [])
+    if rows and config.option.markexpr == "codegen":
+        table = Table(*rows[0], box=None)
+        for row in rows:
+            table.add_row(*map(str, row.values()))
+        terminalreporter.section("what the compiler made of every kernel")
+        Console(width=180).print(table)
 
 
 @pytest.fixture(scope="session")

@@ -202,7 +202,7 @@ def launched(monkeypatch):
     return found
 
 
-def check_table(path, launched):
+def check_table(path, launched, note_compiled):
     """Compile every config of a table for its device."""
     table, known = json.loads(path.read_text()), {}
     with tune.launches(lambda launch: known.setdefault(words_of(launch.key), launch)):
@@ -214,19 +214,19 @@ def check_table(path, launched):
         assert launched
         for kernel, arguments in launched:
             report = compile_launch(kernel, arguments, table["capability"])
-            print(f"\n{path.stem}, {key}: {report}")
+            note_compiled(kernel.__name__, f"{path.stem}, {key}", table["capability"], report)
             assert report["spills"] == 0
             assert report["shared"] <= SHARED_LIMIT[table["capability"]]
 
 
 @pytest.mark.codegen
 @pytest.mark.parametrize("path", sorted(tuned.TABLES.glob("*.json")), ids=lambda path: path.stem)
-def test_committed_tables_compile_without_spills(path, launched):
-    check_table(path, launched)
+def test_committed_tables_compile_without_spills(path, launched, note_compiled):
+    check_table(path, launched, note_compiled)
 
 
 @pytest.mark.codegen
-def test_a_table_is_used_and_compiles(tmp_path, monkeypatch, launched):
+def test_a_table_is_used_and_compiles(tmp_path, monkeypatch, launched, note_compiled):
     """Of every kernel's last candidate; one problem of each kernel is compiled."""
     problems = {}
     with tune.launches(lambda launch: problems.setdefault(launch.key, launch)):
@@ -259,4 +259,4 @@ def test_a_table_is_used_and_compiles(tmp_path, monkeypatch, launched):
     path = tuned.table_path("cuda")
     path.unlink()
     tune.save({key: last[key] for key in first.values()}, "cuda")
-    check_table(path, launched)
+    check_table(path, launched, note_compiled)

@@ -41,13 +41,13 @@ def launched(monkeypatch):
 
 
 @pytest.fixture
-def compiled(launched):
+def compiled(launched, note_compiled):
     """Compile what a call launches, and check that it fits into a processor's memories."""
 
     def compile_and_check(title, module, kernel, capability, call, multiplied=None):
         arguments = launched(module, kernel, call)
         found = compile_launch(getattr(module, kernel), arguments, capability)
-        print(f"\n{kernel}, {title}, sm_{capability}: {found}")
+        note_compiled(kernel, title, capability, found)
         assert found["spills"] == 0
         assert found["shared"] <= SHARED_LIMIT[capability]
         if multiplied in (torch.float16, torch.bfloat16):  # on tensor cores
