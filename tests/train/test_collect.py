@@ -11,7 +11,7 @@ from dnd_fast.recipe import CollectSpec
 from dnd_fast.train.collect import collect
 from dnd_fast.train.lora_trainer import initial_adapter
 
-from .test_batch import new_model
+from ..test_batch import new_model
 
 TASKS = [
     Task("first", "plain", "food"),

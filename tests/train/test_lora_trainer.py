@@ -22,7 +22,7 @@ from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import CollectSpec
 from dnd_fast.train.lora_trainer import LoraTrainer, initial_adapter, rate, shorten, spread
 
-from .test_batch import new_model
+from ..test_batch import new_model
 
 TASKS = [Task("first", "plain", "food"), Task("last", "stars", "food")]
 SPEC = CollectSpec(
