@@ -49,11 +49,12 @@ from transformers import (
 )
 
 from dnd_fast.batch import IGNORED, Batch, Encoded, encode
+from dnd_fast.bench.demo_evaluation import Adapters, score
 from dnd_fast.bench.large import compare_large
 from dnd_fast.bench.results import append, latest, prompts_hash, provenance
 from dnd_fast.bench.timing import console, require_steady, speedup
 from dnd_fast.cli.console import progress_bars
-from dnd_fast.demo.evaluate import EXAM_SIZE, Adapters, exam, score
+from dnd_fast.demo.exam import EXAM_SIZE, exam
 from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED, Progress
 from dnd_fast.demo.tasks import Example, Task, split_tasks
 from dnd_fast.generator import DEMO_MODELS, Generator

@@ -48,8 +48,8 @@ WEAK_SPOTS = {
 @app.command()
 def run(seed: Annotated[int, typer.Option(help="Of base, split, adapters and generator.")]) -> None:
     """Train and evaluate one seed; adds a line to bench/results/demo.jsonl."""
+    from dnd_fast.bench.demo_evaluation import evaluate
     from dnd_fast.cli.console import progress_bars
-    from dnd_fast.demo.evaluate import evaluate
     from dnd_fast.demo.retrain import retrain
 
     started = time.perf_counter()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from dnd_fast.demo.evaluate import EXAM_SIZE
+from dnd_fast.demo.exam import EXAM_SIZE
 from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED
 from dnd_fast.demo.tasks import Example, split_tasks
 from dnd_fast.files import atomic_folder

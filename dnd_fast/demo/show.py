@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from dnd_fast.adapter import Adapter
-from dnd_fast.batch import collate, encode, exact_match, respond
-from dnd_fast.demo.evaluate import EXAM_SIZE
+from dnd_fast.batch import encode, exact_match, respond
+from dnd_fast.demo.exam import EXAM_SIZE, exam
 from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED
 from dnd_fast.demo.tasks import Example, Task, split_tasks
 from dnd_fast.generator import DEMO_MODELS, Generator
@@ -79,13 +79,11 @@ def show(console: Console, out: Path) -> dict[str, Any]:
     console.print(table)
 
     adapters = generator.generate([prompts_of(each) for each in tasks])
-    exams = [each.examples(EXAM_SIZE, "test", 1) for each in tasks]
     with console.status(f"training {len(tasks)} adapters on the tasks' answers, to compare with"):
         begin = time.perf_counter()
         oracle = _trained_adapters(base, tokenizer, generator.layout, tasks)
         training = (time.perf_counter() - begin) / len(tasks)
-    batch = collate(encode(tokenizer, (e.turn for questions in exams for e in questions)))
-    batch = batch.view(len(tasks), EXAM_SIZE)
+    batch = exam(tokenizer, tasks)
     scores = {
         name: exact_match(base, batch, tensors, adapter.scaling).tolist()
         for name, tensors in (
@@ -110,7 +108,7 @@ def show(console: Console, out: Path) -> dict[str, Any]:
         f"Generating one adapter took {seconds:.2f} s. Training took {training:.1f} s each, "
         f"{len(tasks)} in one batch, and needed {EXAMPLES} answers for each."
     )
-    by_word = {example.word: example for example in exams[SHOWN]}
+    by_word = {example.word: example for example in task.examples(EXAM_SIZE, "test", 1)}
     _print_examples(console, base, tokenizer, list(by_word.values())[:3], adapter)
 
     console.rule("Take it home")

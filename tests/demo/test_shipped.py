@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dnd_fast import Generator
 from dnd_fast.batch import encode, exact_match, respond
-from dnd_fast.demo.evaluate import exam
+from dnd_fast.demo.exam import exam
 from dnd_fast.demo.retrain import SHIPPED_SEED
 from dnd_fast.demo.tasks import split_tasks
 from dnd_fast.demo.tokenizer import build_tokenizer

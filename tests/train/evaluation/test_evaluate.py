@@ -18,7 +18,7 @@ from dnd_fast.batch import (
     summed_losses,
 )
 from dnd_fast.datasets import Example
-from dnd_fast.demo.evaluate import exam
+from dnd_fast.demo.exam import exam
 from dnd_fast.generator import DEMO_MODELS
 from dnd_fast.train.base import load_base
 from dnd_fast.train.evaluation import evaluate as methods
@@ -84,7 +84,7 @@ def per_question(model, batch):
 
 @pytest.mark.parametrize("name", ["exact", "likelihood"])
 def test_the_demo_s_figures(name, base, collection, generator, demo_tasks, held_out, trained_on):
-    """Every row as dnd_fast.demo.evaluate makes it: K adapters in one pass, each on its exam."""
+    """Every row as bench.demo_evaluation makes it: K adapters in one pass, each on its exam."""
     model, tokenizer = base
     batch = exam(tokenizer, demo_tasks[2:], size=SIZE)
 

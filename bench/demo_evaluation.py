@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from dnd_fast.batch import Batch, collate, encode, exact_match, respond
+from dnd_fast.batch import Batch, encode, exact_match, respond
+from dnd_fast.demo.exam import exam
 from dnd_fast.demo.retrain import (
     EXAMPLES,
     Progress,
@@ -18,30 +19,15 @@ from dnd_fast.demo.retrain import (
     new_generator,
     train_generator,
 )
-from dnd_fast.demo.tasks import Split, Task
 from dnd_fast.generator import Generator
 from dnd_fast.train.evaluation.evaluate import most_similar, pooled
 
-EXAM_SIZE = 64  # test prompts per task
 PROMPT_BATCHES = 3  # conditions drawn per task
 TRAINED_TASKS = 12  # trained tasks looked at
 UNSEEN_SKILLS = ("upper", "last")
 PARTIAL_CREDIT_SIZE = 40
 
 Adapters = Mapping[str, Tensor]
-
-
-def exam(
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    wordings: Split = "train",
-    size: int = EXAM_SIZE,
-) -> Batch:
-    """Test examples of K tasks as ``[K, size, T]``: unseen words, seen wordings by default."""
-    examples = [
-        example.turn for task in tasks for example in task.examples(size, "test", 1, wordings)
-    ]
-    return collate(encode(tokenizer, examples)).view(len(tasks), size)
 
 
 def draw_conditions(conditions: Tensor, prompts: int, seed: int) -> Tensor:
