@@ -147,7 +147,7 @@ def _direct_conv_kernel(
 
     o_h, o_w = o_h.to(tl.int64), o_w.to(tl.int64)
     m_out = (o_h < height) & (o_w < width) & m_n
-    o_c = tl.minimum(o_n, channels_out - 1)  # a token that exists
+    o_c = tl.minimum(o_n, channels_out - 1)  # a channel that exists
     o_image = i_b * stride_ob + o_n * stride_oc + o_h * stride_oh + o_w * stride_ow
     o_out = o_image
     if targets_ptr is not None:
@@ -251,7 +251,7 @@ def direct_conv2d(
         kernel: k, odd.
         norm: applied to x first.
         epilogue: see above.
-        bias: a view ``[C', H, W]``, any strides, for ``"tanh_bias"``; ``[C']`` for
+        bias: a view ``[C', H, W]``, any strides, for ``"tanh_bias"``; ``[C']``, contiguous, for
             ``"bias_residual"``.
         other: ``[B, C', H, W]``, of the strides of ``out``; any with targets; may be ``out``.
         amax: ``[]`` or ``[1]`` float32, raised to the largest magnitude stored.
@@ -298,7 +298,7 @@ def direct_conv2d(
         chunks = x.new_empty(3, tiles, batch * channels_out, dtype=torch.float32)
     norm_strides = norm.stats_strides if norm else (0,) * 4
     affine = norm.affine_strides if norm else (0,) * 4
-    bias_strides = (0, 0, 0) if bias is None else (*bias.stride(), 0, 0)[:3]
+    bias_strides = bias.stride() if bias is not None and bias.ndim == 3 else (0, 0, 0)
     out_strides = image_strides(out, targets, other)
     _direct_conv_kernel[(blocks,)](
         x_ptr=x,

@@ -92,6 +92,8 @@ def require_operands(
         ValueError: so.
     """
     bias_shape = {"tanh_bias": shape[1:], "bias_residual": shape[1:2]}.get(epilogue)
+    if epilogue == "bias_residual" and bias is not None and not bias.is_contiguous():
+        raise ValueError(f"bias has strides {bias.stride()}; expected a contiguous tensor.")
     takes_other = epilogue == "mix" or (epilogue == "bias_residual" and other is not None)
     other_shape = shape if takes_other else None
     for name, tensor, expected in (("bias", bias, bias_shape), ("other", other, other_shape)):

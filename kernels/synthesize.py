@@ -181,7 +181,7 @@ HALF = (
     Config(block_m=64, block_n=64, block_k=32, num_warps=8, num_stages=2),
     Config(block_m=64, block_n=32, block_k=32, num_warps=4, num_stages=4),
 )
-SINGLE = (Config(block_m=64, block_n=32, block_k=16, num_warps=4, num_stages=2),)
+SINGLE = (Config(block_m=64, block_n=32, block_k=16, num_warps=8, num_stages=2),)
 
 
 def synthesize(
@@ -257,7 +257,7 @@ def synthesize(
         candidates = SINGLE if matrix.dtype == torch.float32 else HALF
         problem = matrix.dtype, epilogue, layout, tiling.folded, columns, inner
         config = tuned.config(candidates, out.device, "synthesize", *problem)
-    bias_strides = (0, 0, 0) if bias is None else (*bias.stride(), 0, 0)[:3]
+    bias_strides = bias.stride() if bias is not None and bias.ndim == 3 else (0, 0, 0)
     strides = image_strides(out, targets, other)
     blocks_m, blocks_n = (
         triton.cdiv(tiling.folded, config.block_m),

@@ -63,13 +63,13 @@ def epilogue_store(
     EPILOGUE: tl.constexpr,
 ):
     """Apply an epilogue to a float32 block, scale it as tokens are if there is a mean, store it and
-    note its largest magnitude; what was stored is returned, in float32."""
+    note its largest magnitude; what was stored is returned, in float32. Channels o_c must exist."""
     if EPILOGUE == "tanh_bias":
         y = tanh(y) + tl.load(bias_ptr + o_bias, mask=m_y, other=0.0).to(tl.float32)
     elif EPILOGUE == "mix":
         y = (y + tl.load(other_ptr + o_other, mask=m_y, other=0.0).to(tl.float32)) / 3.0
     elif EPILOGUE == "bias_residual":
-        y += tl.load(bias_ptr + o_bias, mask=m_y, other=0.0).to(tl.float32)
+        y += tl.load(bias_ptr + o_c).to(tl.float32)
         if other_ptr is not None:
             y += tl.load(other_ptr + o_other, mask=m_y, other=0.0).to(tl.float32)
     if token_mean_ptr is not None:
