@@ -182,6 +182,10 @@ def triton_operations(
 
     def stored() -> tuple[Tensor, dict[str, Any]]:
         """The output, and what is done before it is stored."""
+        bias = random(c_out)
+        if targets is not None:
+            out = torch.empty(batch, targets.elements, device=device)
+            return out, {"epilogue": "bias_residual", "bias": bias, "targets": targets}
         out = image(c_out, OUTPUTS[kind])
         if kind == "b_width":
             return out, {"epilogue": "tanh_bias", "bias": out[0]}
@@ -190,10 +194,8 @@ def triton_operations(
             return out, {"epilogue": "mix", "other": out, "amax": amax}
         if kind != "layerwise":
             return out, {"amax": amax}
-        options: dict[str, Any] = {"epilogue": "bias_residual", "bias": random(c_out)}
-        if targets is None:
-            return out, options | {"stats": torch.empty(2, batch, c_out, device=device).unbind()}
-        return torch.empty(batch, targets.elements, device=device), options | {"targets": targets}
+        stats = torch.empty(2, batch, c_out, device=device).unbind()
+        return out, {"epilogue": "bias_residual", "bias": bias, "stats": stats}
 
     if plan is None:
 
@@ -245,17 +247,21 @@ def triton_operations(
         yield Operation(layer, name, flops, moved, make)
 
 
-def recipe_targets(recipe: Recipe, device: torch.device) -> tuple[TokenTargets, bool]:
-    """Where a recipe's tokens go, with random statistics, and whether tokens carry their own."""
+def recipe_targets(recipe: Recipe, device: torch.device) -> TokenTargets:
+    """Where a recipe's tokens go, with random statistics where tokens do not carry their own."""
     layout = TokenLayout.from_dict(GeneratorConfig.from_recipe(recipe).layout)
     if layout.scale == "static":
         mean = torch.randn(layout.num_tokens, *layout.token_shape)
         layout.set_statistics(mean, torch.ones(layout.num_tokens, 1, 1))
-    return layout.to(device).targets(device), layout.scale == "border"
+    return layout.to(device).targets(device)
 
 
 def other_operations(
-    spec: DecoderSpec, recipe: Recipe | None, batch: int, dtype: torch.dtype, device: torch.device
+    spec: DecoderSpec,
+    targets: TokenTargets | None,
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Iterator[Operation]:
     """On the Triton kernels: LayerNorm's statistics of the input, and a recipe's detokenising."""
     from dnd_fast.kernels.detokenize import detokenize
@@ -268,14 +274,13 @@ def other_operations(
     elements = batch * math.prod(spec.features[0])
     moved = dtype.itemsize * elements
     yield Operation("input", "layer_norm_stats", 3.0 * elements, moved, make_stats)
-    if recipe is None:
+    if targets is None:
         return
-    targets, border = recipe_targets(recipe, device)
 
     def make_detokenize() -> Callable[[], object]:
         tokens = torch.randn(batch, *spec.features[-1], dtype=dtype, device=device)
         out = torch.empty(batch, targets.elements, device=device)
-        return lambda: detokenize(tokens, targets, out, border=border)
+        return lambda: detokenize(tokens, targets, out)
 
     elements = batch * math.prod(spec.features[-1])
     moved = dtype.itemsize * elements + 4 * batch * 2 * targets.elements
@@ -296,8 +301,10 @@ def operations(
         for choice in plan.convolutions:
             yield from torch_operations(choice, batch)
         return
-    targets, border = (None, True) if recipe is None else recipe_targets(recipe, device)
-    for choice in plan.convolutions:
-        written = None if border or choice is not plan.convolutions[-1] else targets
-        yield from triton_operations(choice, batch, dtype, device, written)
-    yield from other_operations(spec, recipe, batch, dtype, device)
+    targets = None if recipe is None else recipe_targets(recipe, device)
+    *others, last = plan.convolutions
+    for choice in others:
+        yield from triton_operations(choice, batch, dtype, device)
+    written = None if targets is None or targets.border else targets
+    yield from triton_operations(last, batch, dtype, device, written)
+    yield from other_operations(spec, targets, batch, dtype, device)

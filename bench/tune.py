@@ -259,9 +259,10 @@ def recipe_pass(
     @torch.no_grad()
     def generate() -> None:
         # An engine's first pass launches kernels, while later ones replay a graph.
-        decoder.make_engine(layout.targets(device))
+        targets = layout.targets(device)
+        decoder.make_engine(targets)
         layout.detokenize_to_cpu(decoder(condition))
-        if decoder.engine is not None and layout.scale == "static":
+        if decoder.engine is not None and not targets.border:
             decoder.engine.weights(condition)
 
     return step if training else generate

@@ -29,7 +29,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             there, or the disk is full.
     """
     path = Path(path)
-    _make_folder_for(path, path)
+    _require_no_file(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield staged
@@ -58,7 +59,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         OSError: ``path`` is a folder, its folder cannot be written, or the disk is full.
     """
     _require_no_folder(path)
-    _make_folder_for(path, path.parent)
+    _require_no_file(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.partial")
     try:
         yield staged
@@ -69,12 +71,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
         staged.unlink(missing_ok=True)
 
 
-def _make_folder_for(path: Path, folder: Path) -> None:
-    """Make the folder that ``path`` lies in, where ``folder`` must be one, if it is there."""
+def _require_no_file(folder: Path) -> None:
     for each in (folder, *folder.parents):
         if each.exists() and not each.is_dir():
             raise NotADirectoryError(f"{each} is a file; give a folder to write to.")
-    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _require_no_folder(path: Path) -> None:

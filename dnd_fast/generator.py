@@ -185,8 +185,8 @@ class Generator(
         """
         plan = plan_for(self.decoder, batch=batch, memory=memory, weights=weights)
         self.decoder.set_plan(plan)
-        writes_lora = type(self.layout) is TokenLayout and self.layout.scale == "static"
-        if self.decoder.make_engine(self.layout.targets(self.device) if writes_lora else None):
+        targets = self.layout.targets(self.device)
+        if self.decoder.make_engine(None if targets.border else targets):
             logger.info("the decoder runs on the Triton kernels")
         return plan
 
@@ -229,11 +229,10 @@ class Generator(
         condition = self.encode(sampled)
         clock.append(self._synchronized_time())
         engine = self.decoder.engine
-        targets = None if engine is None else engine.targets
-        if engine is not None and targets is not None:
+        if engine is not None and engine.targets is not None:
             weights = engine.weights(condition.to(self.decoder.dtype))
             clock.append(self._synchronized_time())
-            tensors = targets.views(weights.cpu())
+            tensors = self.layout.unpack(weights.cpu())
         else:
             tokens = self(condition)
             clock.append(self._synchronized_time())

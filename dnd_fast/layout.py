@@ -292,14 +292,19 @@ class TokenLayout(nn.Module):
 
         targets = self.targets(tokens.device)
         out = tokens.new_empty(len(tokens), targets.elements, dtype=torch.float32)
-        kernel.detokenize(tokens, targets, out, border=self.scale == "border")
-        return targets.views(out.cpu())
+        kernel.detokenize(tokens, targets, out)
+        return self.unpack(out.cpu())
 
     def targets(self, device: torch.device) -> TokenTargets:
         """Where a kernel writes tokens, with the statistics as they are now."""
         if device not in self._tables:
             self._tables[device] = TokenTargets.make(self.tensor_shapes(), self.chunk, device)
-        return replace(self._tables[device], mean=self.mean, std=self.std)
+        border = self.scale == "border"
+        return replace(self._tables[device], mean=self.mean, std=self.std, border=border)
+
+    def unpack(self, weights: Tensor) -> dict[str, Tensor]:
+        """``[B, E]``, as kernels write it, -> what :meth:`detokenize` gives; views."""
+        return self.targets(weights.device).views(weights)
 
     def fit(self, tokens: Tensor) -> None:
         """Set mean and std from a collection, in place of any earlier ones (static mode).

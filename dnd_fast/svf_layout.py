@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, get_args
 
-import torch
 from torch import Tensor, nn
 
 from dnd_fast.errors import InvalidInput
@@ -101,10 +100,9 @@ class ExpertLayout(TokenLayout):
         """Inverse of :meth:`tokenize`; differentiable."""
         return {name: z.squeeze(-2) for name, z in super().detokenize(tokens).items()}
 
-    @torch.no_grad()
-    def detokenize_to_cpu(self, tokens: Tensor) -> dict[str, Tensor]:
-        """:meth:`detokenize`, on the CPU."""
-        return {name: z.cpu() for name, z in self.detokenize(tokens).items()}
+    def unpack(self, weights: Tensor) -> dict[str, Tensor]:
+        """``[B, E]``, as kernels write it, -> what :meth:`detokenize` gives; views."""
+        return {name: z.squeeze(-2) for name, z in super().unpack(weights).items()}
 
     def product(self, tensors: dict[str, Tensor]) -> Expert:
         """An expert with these vectors."""

@@ -142,28 +142,23 @@ def detokenize(
     targets: TokenTargets,
     out: Tensor,
     *,
-    border: bool = False,
     config: DetokenizeConfig | None = None,
 ) -> None:
     """Scale tokens and write them into the LoRA tensors.
 
     Args:
         tokens: ``[B, Nw, Lw, Cw]``, any float dtype up to 32 bits and any strides; computed in
-            float32.
+            float32. Lw = r and Cw = chunk, or two more each with a border.
         targets: on the tokens' device.
         out: ``[B, E]``, contiguous, any float dtype up to 32 bits; ``targets.views(out)`` are the
             LoRA tensors.
-        border: the tokens carry mean and std, so that Lw = r + 2 and Cw = chunk + 2.
         config: by default the device's, see :mod:`.tuned`.
 
     Raises:
-        ValueError: a shape does not fit the targets, the targets have statistics though the tokens
-            carry theirs, or a tensor is not on an NVIDIA GPU.
+        ValueError: a shape does not fit the targets, or a tensor is not on an NVIDIA GPU.
     """
     require_gpu(tokens, out)
-    if border and targets.mean is not None:
-        raise ValueError("the targets have a mean and std, and border=True: pass one of them.")
-    border_size = 2 if border else 0
+    border_size = 2 if targets.border else 0
     rows, columns = targets.rank + border_size, targets.chunk + border_size
     samples, count = tokens.shape[0], len(targets.table)
     if tuple(tokens.shape) != (samples, count, rows, columns):
@@ -173,7 +168,7 @@ def detokenize(
     require_shape("out", out, (samples, targets.elements))
     if samples == 0:
         return
-    scale = "border" if border else "none" if targets.mean is None else "static"
+    scale = "border" if targets.border else "none" if targets.mean is None else "static"
     if config is None:
         problem = tokens.dtype, out.dtype, scale, samples * count, targets.rank, targets.chunk
         config = tuned.config(CANDIDATES, tokens.device, "detokenize", *problem)

@@ -259,10 +259,8 @@ def synthesize(
         config = tuned.config(candidates, out.device, "synthesize", *problem)
     bias_strides = bias.stride() if bias is not None and bias.ndim == 3 else (0, 0, 0)
     strides = image_strides(out, targets, other)
-    blocks_m, blocks_n = (
-        triton.cdiv(tiling.folded, config.block_m),
-        triton.cdiv(columns, config.block_n),
-    )
+    blocks_m = triton.cdiv(tiling.folded, config.block_m)
+    blocks_n = triton.cdiv(columns, config.block_n)
     if blocks_m * blocks_n == 0:
         return
     chunks = None

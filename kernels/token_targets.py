@@ -20,8 +20,9 @@ class TokenTargets:
         chunk: columns of a token.
         table: ``[Nw, 4]`` int32: offset, columns kept, row stride, column stride, in elements.
         mean: ``[Nw, r, chunk]`` float32, contiguous: weights are token * std + mean. None: tokens
-            are the weights, or carry their own mean and std.
+            are the weights, unless ``border``.
         std: ``[Nw, 1, 1]`` float32, contiguous; given with mean.
+        border: tokens carry their own mean and std in two more rows and columns.
     """
 
     shapes: Mapping[str, tuple[int, int]]
@@ -30,12 +31,16 @@ class TokenTargets:
     table: Tensor
     mean: Tensor | None = None
     std: Tensor | None = None
+    border: bool = False
 
     def __post_init__(self) -> None:
         """
         Raises:
-            ValueError: mean and std do not fit the tokens, or one of them is missing.
+            ValueError: mean and std do not fit the tokens, one of them is missing, or tokens carry
+                their own.
         """
+        if self.border and self.mean is not None:
+            raise ValueError("these tokens carry their own mean and std: give no others.")
         count = len(self.table)
         for name, shape in (("mean", (count, self.rank, self.chunk)), ("std", (count, 1, 1))):
             tensor = getattr(self, name)

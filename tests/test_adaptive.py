@@ -144,7 +144,7 @@ def test_few_shot_finds_the_expert(adaptive, base, tokenizer):
     test = collate(encode(tokenizer, turns("first", 32, "test"))).view(1, 32)
     assert exact_match(base.model, test).item() < 0.1
     with base.merged(mixture.expert):
-        assert exact_match(base.model, test).item() > 0.5
+        assert exact_match(base.model, test).item() > 0.6
     answers = adaptive.respond([e.prompt for e in turns("first", 4, "test")], mixture)
     assert {answer.expert for answer in answers} == {"mixture"}
     assert adaptive.timings["first pass"] == mixture.seconds

@@ -46,6 +46,19 @@ def test_statistics_and_description(tiny_base):
     assert again.to_dict() == layout.to_dict()
 
 
+@pytest.mark.interpret
+def test_the_kernel_writes_what_detokenize_gives(monkeypatch):
+    torch.manual_seed(0)
+    layout = ExpertLayout({"m0": 13, "m1": 7}, "f", chunk=6)
+    tokens = torch.randn(3, layout.num_tokens, *layout.token_shape)
+    layout.fit(tokens)
+    expected = layout.detokenize(tokens)
+    monkeypatch.setattr("dnd_fast.layout.can_run_triton", lambda device, dtype: True)
+    found = layout.detokenize_to_cpu(tokens)
+    assert list(found) == list(expected)
+    assert all(torch.allclose(found[name], z, atol=1e-6) for name, z in expected.items())
+
+
 def test_a_generator_learns_to_make_experts(tiny_base, encoder, tmp_path):
     """Two tasks, two experts: after training, each task's prompts give its expert."""
     base = DecomposedModel(tiny_base)

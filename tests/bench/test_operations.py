@@ -76,14 +76,14 @@ def test_triton_operations_run(algorithm, names):
 def test_other_triton_operations_run():
     recipe = Recipe.load("demo")
     spec = recipe.decoder
-    targets, border = bench.recipe_targets(recipe, CPU)
-    assert not border
+    targets = bench.recipe_targets(recipe, CPU)
+    assert not targets.border
     last = plan_decoder(spec.features, 3, PROFILES["cpu"], algorithm="fft").convolutions[-1]
     last_synthesis = list(bench.triton_operations(last, 1, torch.float32, CPU, targets))[2]
     last_synthesis.make()()
     product = 4 * last.tiles.bins * 2 * last.tiles.tiles * len(targets.table)
     assert last_synthesis.bytes_moved == product + 4 * (targets.elements + targets.mean.numel())
-    found = list(bench.other_operations(spec, recipe, 1, torch.float32, CPU))
+    found = list(bench.other_operations(spec, targets, 1, torch.float32, CPU))
     assert [each.name for each in found] == ["layer_norm_stats", "detokenize"]
     for operation in found:
         operation.make()()

@@ -180,7 +180,7 @@ def run_every_kernel():
     for border in (0, 2):
         tokens = meta(1, 4, 16 + border, 512 + border)
         out = meta(1, targets.elements, dtype=torch.float32)
-        detokenize.detokenize(tokens, targets, out, border=border > 0)
+        detokenize.detokenize(tokens, dataclasses.replace(targets, border=border > 0), out)
 
 
 @pytest.fixture

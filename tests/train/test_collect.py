@@ -3,32 +3,24 @@
 import pytest
 import torch
 
-from dnd_fast.batch import adapter_losses, collate, encode, exact_match
+from dnd_fast.batch import adapter_losses, collate, exact_match
 from dnd_fast.demo.tasks import Task
-from dnd_fast.demo.tokenizer import build_tokenizer
-from dnd_fast.layout import TokenLayout
 from dnd_fast.recipe import CollectSpec
 from dnd_fast.train.collect import collect
 from dnd_fast.train.lora_trainer import initial_adapter
 
-from ..test_batch import new_model
+from .test_lora_trainer import SPEC, new_setting
 
 TASKS = [
     Task("first", "plain", "food"),
     Task("last", "stars", "food"),
     Task("copy", "hash", "tool"),
 ]
-SPEC = CollectSpec(
-    steps=6, checkpoints=2, learning_rate=3e-3, final_learning_rate=5e-4, batch=4, parallel=2
-)
 
 
 @pytest.fixture(scope="module")
 def setting():
-    base = new_model().requires_grad_(False)
-    tokenizer = build_tokenizer()
-    datasets = [encode(tokenizer, (e.turn for e in task.examples(8, "train", 0))) for task in TASKS]
-    return base, TokenLayout.for_model(base.config, 2), datasets
+    return new_setting(TASKS)
 
 
 def test_shape_progress_and_determinism(setting):

@@ -30,12 +30,17 @@ SPEC = CollectSpec(
 )
 
 
-@pytest.fixture(scope="module")
-def setting():
+def new_setting(tasks):
+    """A base, a layout of its adapters, and eight examples of each task."""
     base = new_model().requires_grad_(False)
     tokenizer = build_tokenizer()
-    datasets = [encode(tokenizer, (e.turn for e in task.examples(8, "train", 0))) for task in TASKS]
+    datasets = [encode(tokenizer, (e.turn for e in task.examples(8, "train", 0))) for task in tasks]
     return base, TokenLayout.for_model(base.config, 2), datasets
+
+
+@pytest.fixture(scope="module")
+def setting():
+    return new_setting(TASKS)
 
 
 def test_initial_adapter_is_shared_and_harmless(setting):
