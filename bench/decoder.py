@@ -24,8 +24,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from dnd_fast.bench.results import append, latest, provenance
-from dnd_fast.bench.timing import (
+from dnd_fast.bench.harness.results import append, latest, provenance
+from dnd_fast.bench.harness.timing import (
     console,
     difference,
     interleaved,
@@ -33,10 +33,10 @@ from dnd_fast.bench.timing import (
     require_steady,
     speedup,
 )
-from dnd_fast.decoder import HyperConvDecoder
-from dnd_fast.kernels.fft_conv import fft_conv2d
-from dnd_fast.kernels.plan import DecoderPlan
-from dnd_fast.planning import plan_for
+from dnd_fast.decoder.model import HyperConvDecoder
+from dnd_fast.decoder.planning import plan_for
+from dnd_fast.kernels.fft.torch_conv import fft_conv2d
+from dnd_fast.kernels.planner.cost_model import DecoderPlan
 from dnd_fast.recipe import DecoderSpec, Recipe
 
 EAGER_FP32 = "eager direct, float32"

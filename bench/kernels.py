@@ -10,8 +10,8 @@ finds cold caches, as in a pass, where other layers' weights have been through t
 turns on enough copies of their operands to fill the last cache twice. On a GPU as many launches as
 move a gigabyte are one CUDA graph, whose time is divided by their number.
 
-Bytes and FLOPs are stated in :mod:`.operations`. The limits are this device's measured copy
-bandwidth and rate of matrix products, on a GPU in float16.
+Bytes and FLOPs are stated in :mod:`dnd_fast.bench.harness.operations`. The limits are this
+device's measured copy bandwidth and rate of matrix products, on a GPU in float16.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ import torch
 import typer
 from rich.table import Table
 
+from dnd_fast.bench.harness.operations import Operation, operations
+from dnd_fast.bench.harness.results import append, provenance
+from dnd_fast.bench.harness.timing import console, percentiles, require_steady, seconds_text
 from dnd_fast.bench.latency import PAPER
-from dnd_fast.bench.operations import Operation, operations
-from dnd_fast.bench.results import append, provenance
-from dnd_fast.bench.timing import console, percentiles, require_steady, seconds_text
 from dnd_fast.bench.training import MIDDLE
 from dnd_fast.kernels.device import DeviceProfile, calibrate, device_name, seconds_of
-from dnd_fast.kernels.plan import plan_decoder
+from dnd_fast.kernels.planner.cost_model import plan_decoder
 from dnd_fast.recipe import Recipe
 
 if TYPE_CHECKING:

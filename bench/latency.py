@@ -39,11 +39,10 @@ import typer
 from rich.table import Table
 from torch import Tensor
 
-from dnd_fast.adapter import Adapter
 from dnd_fast.bench.decoder import require_exact
-from dnd_fast.bench.encoder import load_encoder
-from dnd_fast.bench.results import append, latest, prompts_hash, provenance
-from dnd_fast.bench.timing import (
+from dnd_fast.bench.harness.encoder import load_encoder
+from dnd_fast.bench.harness.results import append, latest, prompts_hash, provenance
+from dnd_fast.bench.harness.timing import (
     CPU,
     console,
     difference,
@@ -56,14 +55,15 @@ from dnd_fast.bench.timing import (
     speedup,
 )
 from dnd_fast.cli.console import Weights
-from dnd_fast.condition import TextEncoder
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_file
 from dnd_fast.generator import Generator, GeneratorConfig
 from dnd_fast.kernels.device import DeviceProfile, calibrate
-from dnd_fast.kernels.plan import DecoderPlan
-from dnd_fast.prompts import read_prompts, sample_prompts
+from dnd_fast.kernels.planner.cost_model import DecoderPlan
+from dnd_fast.lora.adapter import Adapter
 from dnd_fast.recipe import Recipe
+from dnd_fast.text.encoder import TextEncoder
+from dnd_fast.text.prompts import read_prompts, sample_prompts
 
 PROMPTS = Path(__file__).parent / "prompts.txt"
 OURS, EAGER, COMPILED = "ours", "eager", "compiled"

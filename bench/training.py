@@ -39,8 +39,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import clip_grad_norm_
 
-from dnd_fast.bench.results import append, latest, provenance
-from dnd_fast.bench.timing import (
+from dnd_fast.bench.harness.results import append, latest, provenance
+from dnd_fast.bench.harness.timing import (
     console,
     difference,
     interleaved,
@@ -48,10 +48,10 @@ from dnd_fast.bench.timing import (
     seconds_text,
     speedup,
 )
-from dnd_fast.decoder import HyperConvDecoder
+from dnd_fast.decoder.model import HyperConvDecoder
 from dnd_fast.kernels.device import PROFILES, DeviceProfile, calibrate
-from dnd_fast.kernels.memory import peak_bytes
-from dnd_fast.kernels.plan import DecoderPlan, plan_decoder
+from dnd_fast.kernels.planner.cost_model import DecoderPlan, plan_decoder
+from dnd_fast.kernels.planner.peak_memory import peak_bytes
 from dnd_fast.recipe import DecoderSpec, Recipe
 
 # Small enough for a CPU, large enough that convolutions are all that counts.

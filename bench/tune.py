@@ -6,7 +6,8 @@ Needs an NVIDIA GPU. The recipe's planned decoder runs with random weights. The 
 kernel meets a problem, its candidates are timed right there, on the pass's own operands and from a
 cold L2 cache, as in a pass, where other layers' weights have been through it. A candidate is
 dropped if it does not compile, does not fit into the processor, or gives another result than the
-default by more than rounding. The winners go to this device's table, kernels/configs/DEVICE.json.
+default by more than rounding. The winners go to this device's table,
+kernels/triton/configs/DEVICE.json.
 """
 
 from __future__ import annotations
@@ -28,15 +29,18 @@ from rich.table import Table
 from torch import Tensor
 from triton.errors import TritonError
 
-from dnd_fast.bench.timing import console
+from dnd_fast.bench.harness.timing import console
 from dnd_fast.cli.console import Weights
-from dnd_fast.decoder import HyperConvDecoder
+from dnd_fast.decoder.model import HyperConvDecoder
 from dnd_fast.files import atomic_file, read_json, write_json
 from dnd_fast.generator import GeneratorConfig
-from dnd_fast.kernels import detokenize, triton_block, triton_conv, tuned
 from dnd_fast.kernels.device import calibrate, device_name
-from dnd_fast.kernels.plan import plan_decoder
-from dnd_fast.layout import TokenLayout
+from dnd_fast.kernels.planner.cost_model import plan_decoder
+from dnd_fast.kernels.triton import block as triton_block
+from dnd_fast.kernels.triton import detokenize
+from dnd_fast.kernels.triton import fft_conv as triton_conv
+from dnd_fast.kernels.triton import tuning as tuned
+from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Recipe, recipe_names
 
 # Where every launcher is called from.

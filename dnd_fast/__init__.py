@@ -9,32 +9,32 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dnd_fast.adapter import Adapter
-    from dnd_fast.adaptive import AdaptiveModel
-    from dnd_fast.condition import TextEncoder
-    from dnd_fast.decoder import HyperConvDecoder
+    from dnd_fast.convert import load_decoder
+    from dnd_fast.decoder.model import HyperConvDecoder
     from dnd_fast.errors import InvalidInput
     from dnd_fast.generator import Generator, generate
-    from dnd_fast.layout import TokenLayout
+    from dnd_fast.lora.adapter import Adapter
+    from dnd_fast.lora.layout import TokenLayout
     from dnd_fast.recipe import Recipe
-    from dnd_fast.released import load_decoder
-    from dnd_fast.svf import DecomposedModel, Expert
+    from dnd_fast.svf.adaptive import AdaptiveModel
+    from dnd_fast.svf.expert import DecomposedModel, Expert
+    from dnd_fast.text.encoder import TextEncoder
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Adapter": "adapter",
-    "AdaptiveModel": "adaptive",
-    "DecomposedModel": "svf",
-    "Expert": "svf",
+    "Adapter": "lora.adapter",
+    "AdaptiveModel": "svf.adaptive",
+    "DecomposedModel": "svf.expert",
+    "Expert": "svf.expert",
     "Generator": "generator",
-    "HyperConvDecoder": "decoder",
+    "HyperConvDecoder": "decoder.model",
     "InvalidInput": "errors",
     "Recipe": "recipe",
-    "TextEncoder": "condition",
-    "TokenLayout": "layout",
+    "TextEncoder": "text.encoder",
+    "TokenLayout": "lora.layout",
     "generate": "generator",
-    "load_decoder": "released",
+    "load_decoder": "convert",
 }
 __all__ = [
     "Adapter",

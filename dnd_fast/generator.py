@@ -16,9 +16,8 @@ from huggingface_hub import ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from torch import Tensor, nn
 
-from dnd_fast.adapter import Adapter
-from dnd_fast.condition import LengthProjection, TextEncoder, move
-from dnd_fast.decoder import HyperConvDecoder, Impl
+from dnd_fast.decoder.model import HyperConvDecoder, Impl
+from dnd_fast.decoder.planning import plan_for
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import (
     atomic_folder,
@@ -28,12 +27,13 @@ from dnd_fast.files import (
     write_json,
     write_safetensors,
 )
-from dnd_fast.kernels.plan import DecoderPlan, Weights
-from dnd_fast.layout import TokenLayout
-from dnd_fast.planning import plan_for
-from dnd_fast.prompts import read_prompts, sample_prompts
+from dnd_fast.kernels.planner.cost_model import DecoderPlan, Weights
+from dnd_fast.lora.adapter import Adapter
+from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
-from dnd_fast.svf_layout import layout_from_dict
+from dnd_fast.svf.layout import layout_from_dict
+from dnd_fast.text.encoder import LengthProjection, TextEncoder, move
+from dnd_fast.text.prompts import read_prompts, sample_prompts
 
 logger = logging.getLogger(__name__)
 DEMO_MODELS = Path(__file__).parent / "demo" / "models"
@@ -162,7 +162,7 @@ class Generator(
             if len(task) != spec.prompts:
                 raise InvalidInput(
                     f"a task has {len(task)} prompts, the condition takes {spec.prompts}; see "
-                    "dnd_fast.prompts.sample_prompts."
+                    "dnd_fast.text.prompts.sample_prompts."
                 )
         flat = [prompt for task in tasks for prompt in task]
         hidden = self.encoder.encode(flat, spec.length, padding=spec.padding, cache=cache)
@@ -177,8 +177,8 @@ class Generator(
 
         Args:
             batch: tasks per pass.
-            memory: bytes that the decoder may take; see :func:`dnd_fast.planning.plan_for`.
-            weights: see :meth:`dnd_fast.decoder.HyperConvDecoder.set_plan`.
+            memory: bytes that the decoder may take; see :func:`dnd_fast.decoder.planning.plan_for`.
+            weights: see :meth:`dnd_fast.decoder.model.HyperConvDecoder.set_plan`.
 
         Raises:
             InvalidInput: nothing fits into ``memory``, or ``weights`` is unknown.
@@ -216,7 +216,7 @@ class Generator(
 
         Returns:
             One adapter, or one per task, in float32 on the CPU. With a layout of SVF experts
-            (:class:`dnd_fast.svf_layout.ExpertLayout`), experts.
+            (:class:`dnd_fast.svf.layout.ExpertLayout`), experts.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -402,7 +402,7 @@ def generate(
         generator: ``"demo"``, a folder, a hub id, or a loaded generator (keep one to call often).
         device: where to run; by default where the generator is, a CUDA device if there is one.
         impl: ``"auto"``, ``"triton"`` or ``"torch"``; see
-            :class:`dnd_fast.decoder.HyperConvDecoder`.
+            :class:`dnd_fast.decoder.model.HyperConvDecoder`.
         seed: of the choice among the prompts.
 
     Raises:

@@ -48,7 +48,7 @@ class ConditionSpec:
     Attributes:
         encoder: path or hub id of the text encoder; ``"path-or-id#layer=-2"`` for a hidden layer of
             a language model, ``"glove:vectors.txt"`` for word vectors; see
-            :meth:`dnd_fast.condition.TextEncoder.from_pretrained`.
+            :meth:`dnd_fast.text.encoder.TextEncoder.from_pretrained`.
         prompts: N, prompts in one condition.
         length: L, tokens per prompt; shorter ones are padded, longer ones truncated.
         projected_length: L after the learned length projection; absent: no projection.
@@ -67,7 +67,7 @@ class ConditionSpec:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """Arguments of :class:`dnd_fast.decoder.HyperConvDecoder`."""
+    """Arguments of :class:`dnd_fast.decoder.model.HyperConvDecoder`."""
 
     features: list[list[int]]
     kernel_size: int

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dnd_fast import Generator, TextEncoder
+from dnd_fast.convert import load_decoder
 from dnd_fast.generator import GeneratorConfig
-from dnd_fast.layout import TokenLayout
-from dnd_fast.lora_modules import LoraModule
+from dnd_fast.lora.layout import TokenLayout
+from dnd_fast.lora.target_modules import LoraModule
 from dnd_fast.recipe import ConditionSpec, DecoderSpec
-from dnd_fast.released import load_decoder
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 import dnd_fast
 from dnd_fast import Generator, InvalidInput
 from dnd_fast.generator import GeneratorConfig
-from dnd_fast.layout import TokenLayout
+from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import ConditionSpec, DecoderSpec
 
 PROMPTS = [f"reverse the word number {i}" for i in range(6)]

@@ -13,13 +13,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dnd_fast.batch import require_chat_template
-from dnd_fast.condition import move
 from dnd_fast.errors import InvalidInput
 from dnd_fast.generator import GeneratorConfig
-from dnd_fast.layout import TokenLayout
-from dnd_fast.lora_modules import auto_model
+from dnd_fast.lora.batched import require_chat_template
+from dnd_fast.lora.layout import TokenLayout
+from dnd_fast.lora.target_modules import auto_model
 from dnd_fast.recipe import Recipe
+from dnd_fast.text.encoder import move
 
 
 def load_base(

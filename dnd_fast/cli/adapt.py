@@ -14,8 +14,8 @@ from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_folder
 
 if TYPE_CHECKING:
-    from dnd_fast.adaptive import AdaptiveModel, Answer, Mixture
-    from dnd_fast.svf import Expert
+    from dnd_fast.svf.adaptive import AdaptiveModel, Answer, Mixture
+    from dnd_fast.svf.expert import Expert
 
 
 class Strategy(StrEnum):
@@ -92,10 +92,10 @@ def adapt(
         raise InvalidInput("--classifier and --strategy classifier belong together: give both.")
     if (keep is not None or light) and not few:
         raise InvalidInput("--keep and --light are for --strategy few-shot.")
-    from dnd_fast.adaptive import FewShotSpec
-    from dnd_fast.cem import CemSpec
-    from dnd_fast.datasets import Dataset
-    from dnd_fast.prompts import read_prompts
+    from dnd_fast.svf.adaptive import FewShotSpec
+    from dnd_fast.svf.cem import CemSpec
+    from dnd_fast.text.datasets import Dataset
+    from dnd_fast.text.prompts import read_prompts
 
     asked = read_prompts(prompts)
     shots = list(Dataset.read(examples).examples) if examples is not None else []
@@ -129,8 +129,8 @@ def _load(
     import torch
     from huggingface_hub.constants import HF_HOME
 
-    from dnd_fast.adaptive import TEMPLATE, AdaptiveModel
-    from dnd_fast.svf import DecomposedModel, Expert
+    from dnd_fast.svf.adaptive import TEMPLATE, AdaptiveModel
+    from dnd_fast.svf.expert import DecomposedModel, Expert
     from dnd_fast.train.base import load_base
 
     experts: dict[str, Expert] = {}

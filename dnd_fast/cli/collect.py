@@ -100,8 +100,8 @@ def collect(
     import torch
 
     from dnd_fast.recipe import LoraSpec, Recipe
+    from dnd_fast.train.adapters.collect import collect_folder
     from dnd_fast.train.base import check_fits
-    from dnd_fast.train.collect import collect_folder
 
     chosen = Recipe.load(recipe or DEFAULT_RECIPE)
     if recipe is not None:

@@ -44,8 +44,8 @@ def convert(
     out: Annotated[Path, typer.Option(help="Folder for the generator.")],
 ) -> None:
     """Convert a checkpoint published with the paper's code into a generator."""
+    from dnd_fast.convert import load_generator
     from dnd_fast.recipe import Recipe
-    from dnd_fast.released import load_generator
 
     load_generator(checkpoint, Recipe.load(recipe)).save_pretrained(out)
     console.print(f"Wrote a generator to [bold]{escape(str(out))}[/bold].")

@@ -32,7 +32,7 @@ def info(
 
 
 def _describe_adapter(source: str) -> dict[str, Any]:
-    from dnd_fast.adapter import Adapter
+    from dnd_fast.lora.adapter import Adapter
 
     adapter = Adapter.load(source)
     return {
@@ -48,7 +48,7 @@ def _describe_adapter(source: str) -> dict[str, Any]:
 def _describe_expert(source: str) -> dict[str, Any]:
     import torch
 
-    from dnd_fast.svf import Expert
+    from dnd_fast.svf.expert import Expert
 
     expert = Expert.load(source)
     z = torch.cat(list(expert.vectors.values()))
@@ -65,7 +65,7 @@ def _describe_expert(source: str) -> dict[str, Any]:
 
 def _describe_generator(source: str) -> dict[str, Any]:
     from dnd_fast.generator import Generator
-    from dnd_fast.svf_layout import ExpertLayout
+    from dnd_fast.svf.layout import ExpertLayout
 
     generator = Generator.from_pretrained(source)
     condition, layout = generator.config.condition, generator.layout

@@ -14,7 +14,7 @@ from dnd_fast.files import atomic_file, write_json
 
 if TYPE_CHECKING:
     from dnd_fast.kernels.device import DeviceProfile
-    from dnd_fast.kernels.plan import DecoderPlan
+    from dnd_fast.kernels.planner.cost_model import DecoderPlan
 
 
 class PlanDevice(StrEnum):
@@ -53,8 +53,8 @@ def plan(
     import torch
 
     from dnd_fast.kernels.device import PROFILES, calibrate
-    from dnd_fast.kernels.measured import load_table
-    from dnd_fast.kernels.plan import floor_seconds, plan_decoder
+    from dnd_fast.kernels.planner.cost_model import floor_seconds, plan_decoder
+    from dnd_fast.kernels.planner.measured_times import load_table
     from dnd_fast.recipe import Recipe
 
     if measure and (training or device is not PlanDevice.here):
@@ -94,7 +94,7 @@ def _measure(
 ) -> None:
     """Time convolutions and add the times to this device's table."""
     from dnd_fast.kernels.device import device_name
-    from dnd_fast.kernels.measured import load_table, measure, table_path
+    from dnd_fast.kernels.planner.measured_times import load_table, measure, table_path
 
     with progress_bars() as progress:
         found = measure(

@@ -15,10 +15,10 @@ from dnd_fast.cli.console import console, progress_bars
 from dnd_fast.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from dnd_fast.condition import TextEncoder
     from dnd_fast.recipe import Recipe
-    from dnd_fast.train.parallel import World
-    from dnd_fast.train.trainer import Options, Record
+    from dnd_fast.text.encoder import TextEncoder
+    from dnd_fast.train.generator.distributed import World
+    from dnd_fast.train.generator.trainer import Options, Record
 
 SVF = "With --method svf"
 SVF_OPTIONS = {"method", "recipe", "data", "base", "tokenizer", "out", "seed", "cache"}
@@ -189,10 +189,10 @@ def train(
     import torch
 
     from dnd_fast.recipe import Recipe
-    from dnd_fast.train.collection import Collection
-    from dnd_fast.train.parallel import World
-    from dnd_fast.train.run import Setup, find_names, train_run
-    from dnd_fast.train.trainer import Options
+    from dnd_fast.train.adapters.collection import Collection
+    from dnd_fast.train.generator.distributed import World
+    from dnd_fast.train.generator.run import Setup, find_names, train_run
+    from dnd_fast.train.generator.trainer import Options
 
     if method is Method.svf:
         if data is None or base is None or out is None:
@@ -274,8 +274,8 @@ def _train_expert(
 ) -> None:
     import torch
 
-    from dnd_fast.datasets import Dataset
     from dnd_fast.recipe import from_table, read_toml
+    from dnd_fast.text.datasets import Dataset
     from dnd_fast.train.base import load_base
     from dnd_fast.train.experts.reinforce import ExpertSpec, train_expert
 
@@ -320,7 +320,7 @@ def _with_phases(recipe: Recipe, wanted: str | None) -> Recipe:
 
 def _with_extractor(recipe: Recipe, name: str) -> tuple[Recipe, TextEncoder]:
     """The recipe for another text encoder, whose width the decoder takes."""
-    from dnd_fast.condition import TextEncoder
+    from dnd_fast.text.encoder import TextEncoder
 
     encoder = TextEncoder.from_pretrained(name)
     (prompts, length, _), *others = recipe.decoder.features
@@ -339,8 +339,8 @@ def _fitted(recipe: Recipe, options: Options, world: World) -> Options:
     """The options, in passes that fit; what cannot fit is refused before hours are spent."""
     import torch
 
-    from dnd_fast.planning import kind_of
-    from dnd_fast.train.estimate import check_fit, fit_passes
+    from dnd_fast.decoder.planning import kind_of
+    from dnd_fast.train.generator.estimate import check_fit, fit_passes
 
     memory = torch.cuda.get_device_properties(world.device).total_memory
     kind = kind_of(world.device)
@@ -356,7 +356,7 @@ def _estimate(
     import torch
     from rich.table import Table
 
-    from dnd_fast.train.estimate import check_fit, fit_passes
+    from dnd_fast.train.generator.estimate import check_fit, fit_passes
 
     memory = 1e9 * (gpu_memory or GPU_MEMORY[gpu.value])
     if gpu_memory is None and torch.cuda.is_available():

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from dnd_fast.batch import Batch, collate, encode
 from dnd_fast.demo.tasks import Split, Task
+from dnd_fast.lora.batched import Batch, collate, encode
 
 EXAM_SIZE = 64  # test prompts per task
 

@@ -18,8 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dnd_fast.batch import Batch, Encoded, collate, response_logits
 from dnd_fast.demo.tasks import DOMAINS, FORMATS, SKILLS, Split, Task
+from dnd_fast.lora.batched import Batch, Encoded, collate, response_logits
 from dnd_fast.recipe import Recipe
 
 STEPS = 2000

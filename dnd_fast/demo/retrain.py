@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dnd_fast.batch import Encoded, encode
-from dnd_fast.condition import TextEncoder
 from dnd_fast.demo.pretrain import pretrain
 from dnd_fast.demo.tasks import Split, Task, split_tasks
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.generator import Generator, GeneratorConfig
+from dnd_fast.lora.batched import Encoded, encode
 from dnd_fast.recipe import Recipe
-from dnd_fast.train.collect import collect
-from dnd_fast.train.material import Source
-from dnd_fast.train.pairs import Pairing
-from dnd_fast.train.trainer import Record, Trainer
+from dnd_fast.text.encoder import TextEncoder
+from dnd_fast.train.adapters.collect import collect
+from dnd_fast.train.generator.data import Source
+from dnd_fast.train.generator.pairs import Pairing
+from dnd_fast.train.generator.trainer import Record, Trainer
 
 SHIPPED_SEED = 0  # of the files that come with the package
 EXAMPLES = 192  # training examples of each task

@@ -18,15 +18,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dnd_fast.adapter import Adapter
-from dnd_fast.batch import encode, exact_match, respond
 from dnd_fast.demo.exam import EXAM_SIZE, exam
 from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED
 from dnd_fast.demo.tasks import Example, Task, split_tasks
 from dnd_fast.generator import DEMO_MODELS, Generator
-from dnd_fast.layout import TokenLayout
+from dnd_fast.lora.adapter import Adapter
+from dnd_fast.lora.batched import encode, exact_match, respond
+from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Recipe
-from dnd_fast.train.collect import collect
+from dnd_fast.train.adapters.collect import collect
 
 SHOWN = 0  # which of the held-out tasks
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from dnd_fast import datasets
+from dnd_fast.text import datasets
 
 Split = Literal["train", "validation", "test"]
 

@@ -8,15 +8,15 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from dnd_fast.batch import IGNORED, collate, encode, respond
 from dnd_fast.bench import alternatives as bench
-from dnd_fast.bench import large as large_bench
-from dnd_fast.bench import results
-from dnd_fast.bench.timing import require_steady
-from dnd_fast.datasets import Example
+from dnd_fast.bench.experiments import large as large_bench
+from dnd_fast.bench.harness import results
+from dnd_fast.bench.harness.timing import require_steady
 from dnd_fast.demo.retrain import SHIPPED_SEED
 from dnd_fast.demo.tasks import split_tasks
+from dnd_fast.lora.batched import IGNORED, collate, encode, respond
 from dnd_fast.recipe import Recipe
+from dnd_fast.text.datasets import Example
 
 TASK = split_tasks(SHIPPED_SEED)["test"][0]
 

@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 
 pytest.importorskip("pytest_benchmark")
 
-from dnd_fast.bench import kernels, results
-from dnd_fast.bench.operations import Operation
+from dnd_fast.bench import kernels
+from dnd_fast.bench.harness import results
+from dnd_fast.bench.harness.operations import Operation
 from dnd_fast.kernels.device import PROFILES
-from dnd_fast.kernels.plan import CONVOLUTIONS
+from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS
 from dnd_fast.recipe import DecoderSpec
 
 CPU = torch.device("cpu")

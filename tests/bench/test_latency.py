@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 
 from dnd_fast import Adapter, Generator, HyperConvDecoder
 from dnd_fast.bench import decoder as decoder_bench
-from dnd_fast.bench import latency, results, timing
-from dnd_fast.bench.encoder import load_encoder
+from dnd_fast.bench import latency
+from dnd_fast.bench.harness import results, timing
+from dnd_fast.bench.harness.encoder import load_encoder
 from dnd_fast.kernels.device import PROFILES
-from dnd_fast.kernels.plan import plan_decoder
-from dnd_fast.prompts import read_prompts, sample_prompts
+from dnd_fast.kernels.planner.cost_model import plan_decoder
+from dnd_fast.text.prompts import read_prompts, sample_prompts
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def app():
 
 @pytest.fixture(autouse=True)
 def no_calibration(monkeypatch):
-    for module in ("dnd_fast.bench.latency", "dnd_fast.planning"):
+    for module in ("dnd_fast.bench.latency", "dnd_fast.decoder.planning"):
         monkeypatch.setattr(f"{module}.calibrate", lambda *args, **kwargs: PROFILES["cpu"])
 
 

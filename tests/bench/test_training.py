@@ -10,11 +10,12 @@ import typer
 from typer.testing import CliRunner
 
 from dnd_fast import HyperConvDecoder
-from dnd_fast.bench import results, training
-from dnd_fast.kernels import fft_conv
+from dnd_fast.bench import training
+from dnd_fast.bench.harness import results
 from dnd_fast.kernels.device import PROFILES
-from dnd_fast.kernels.memory import peak_bytes
-from dnd_fast.kernels.plan import plan_decoder
+from dnd_fast.kernels.fft import torch_conv as fft_conv
+from dnd_fast.kernels.planner.cost_model import plan_decoder
+from dnd_fast.kernels.planner.peak_memory import peak_bytes
 from dnd_fast.recipe import DecoderSpec, Recipe
 
 SMALL = DecoderSpec([[6, 20, 24], [8, 16, 18], [10, 8, 24]], 5)

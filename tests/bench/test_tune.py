@@ -9,26 +9,26 @@ import torch
 
 from dnd_fast import HyperConvDecoder
 from dnd_fast.bench import tune
-from dnd_fast.kernels import (
-    analyze,
+from dnd_fast.kernels.device import PROFILES
+from dnd_fast.kernels.fft.tiling import FFTConvPlan
+from dnd_fast.kernels.fft.weight import TransformedWeight
+from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS, decoder_convolutions, plan_decoder
+from dnd_fast.kernels.triton import (
     bin_gemm,
     detokenize,
+    dft_forward,
+    dft_inverse,
     direct_conv,
-    layer_norm_stats,
-    synthesize,
-    tuned,
+    layer_norm,
+    tuning,
 )
-from dnd_fast.kernels.codegen import SHARED_LIMIT, compile_launch
-from dnd_fast.kernels.device import PROFILES
-from dnd_fast.kernels.operands import Config
-from dnd_fast.kernels.plan import CONVOLUTIONS, decoder_convolutions, plan_decoder
-from dnd_fast.kernels.tiles import FFTConvPlan
-from dnd_fast.kernels.token_targets import TokenTargets
-from dnd_fast.kernels.transformed_weight import TransformedWeight
-from dnd_fast.kernels.triton_block import PackedBlock, hyper_conv_block
-from dnd_fast.kernels.triton_conv import PackedWeight, Workspace
+from dnd_fast.kernels.triton.block import PackedBlock, hyper_conv_block
+from dnd_fast.kernels.triton.checks import Config
+from dnd_fast.kernels.triton.codegen import SHARED_LIMIT, compile_launch
+from dnd_fast.kernels.triton.fft_conv import PackedWeight, Workspace
 
-MODULES = (analyze, synthesize, bin_gemm, direct_conv, layer_norm_stats, detokenize)
+MODULES = (dft_forward, dft_inverse, bin_gemm, direct_conv, layer_norm, detokenize)
 FEATURES = [(3, 5, 4), (2, 6, 7)]
 FIRST, SLOW, FAST, WRONG, BROKEN = (Config(16, 16, size, 1, 1) for size in (1, 2, 3, 4, 5))
 
@@ -77,8 +77,8 @@ def test_the_default_wins_a_tie():
 
 
 def test_tables_are_added_to(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuned, "TABLES", tmp_path / "configs")
-    monkeypatch.setattr(tuned, "table_name", lambda device: "A-GPU.json")
+    monkeypatch.setattr(tuning, "TABLES", tmp_path / "configs")
+    monkeypatch.setattr(tuning, "table_name", lambda device: "A-GPU.json")
     monkeypatch.setattr(tune, "device_name", lambda device: "A GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     tune.save({"b": tune.Choice(FAST, 1.0, 2.0)}, "cuda")
@@ -93,7 +93,7 @@ def test_tables_are_added_to(tmp_path, monkeypatch):
 def test_a_pass_is_tuned_and_unchanged(monkeypatch):
     """Every launch's problem, also where a kernel adds to what its output held before."""
     small = tuple(Config(16, 16, size, 1, 1) for size in (16, 32))
-    for module, name in ((analyze, "HALF"), (analyze, "NORMED"), (synthesize, "HALF")):
+    for module, name in ((dft_forward, "HALF"), (dft_forward, "NORMED"), (dft_inverse, "HALF")):
         monkeypatch.setattr(module, name, small)
     torch.manual_seed(0)
     decoder = HyperConvDecoder(FEATURES, 3, impl="triton").requires_grad_(False).half()
@@ -220,7 +220,7 @@ def check_table(path, launched, note_compiled):
 
 
 @pytest.mark.codegen
-@pytest.mark.parametrize("path", sorted(tuned.TABLES.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(tuning.TABLES.glob("*.json")), ids=lambda path: path.stem)
 def test_committed_tables_compile_without_spills(path, launched, note_compiled):
     check_table(path, launched, note_compiled)
 
@@ -232,31 +232,31 @@ def test_a_table_is_used_and_compiles(tmp_path, monkeypatch, launched, note_comp
     with tune.launches(lambda launch: problems.setdefault(launch.key, launch)):
         run_every_kernel()
     last = {key: tune.Choice(launch.candidates[-1], 1.0, 1.0) for key, launch in problems.items()}
-    monkeypatch.setattr(tuned, "TABLES", tmp_path)
-    monkeypatch.setattr(tuned, "table_name", lambda device: "A-GPU.json")
+    monkeypatch.setattr(tuning, "TABLES", tmp_path)
+    monkeypatch.setattr(tuning, "table_name", lambda device: "A-GPU.json")
     monkeypatch.setattr(tune, "device_name", lambda device: "A GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     tune.save(last, "cuda")
-    tuned._fields.cache_clear()
+    tuning._fields.cache_clear()
 
-    asked, find = [], tuned.config
+    asked, find = [], tuning.config
 
     def on_a_gpu(candidates, device, kernel, *problem):
         found = find(candidates, torch.device("cuda"), kernel, *problem)
-        asked.append((tuned.key(kernel, problem), found))
+        asked.append((tuning.key(kernel, problem), found))
         return found
 
-    monkeypatch.setattr(tuned, "config", on_a_gpu)
+    monkeypatch.setattr(tuning, "config", on_a_gpu)
     launched.clear()
     run_every_kernel()
     assert {key for key, _ in asked} == set(last)
     assert all(found == last[key].config for key, found in asked)
-    tuned._fields.cache_clear()
+    tuning._fields.cache_clear()
     blocks = {arguments.get("BLOCK_K") for kernel, arguments in launched}
     assert blocks >= {found.block_k for _, found in asked if hasattr(found, "block_k")}
 
     first = {key.split()[0]: key for key in sorted(last)}
-    path = tuned.table_path("cuda")
+    path = tuning.table_path("cuda")
     path.unlink()
     tune.save({key: last[key] for key in first.values()}, "cuda")
     check_table(path, launched, note_compiled)

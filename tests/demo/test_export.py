@@ -5,9 +5,9 @@ import shlex
 from typer.testing import CliRunner
 
 from dnd_fast.cli import app
-from dnd_fast.datasets import Dataset
 from dnd_fast.demo.retrain import SHIPPED_SEED
 from dnd_fast.demo.tasks import split_tasks
+from dnd_fast.text.datasets import Dataset
 
 
 def test_export(tmp_path):

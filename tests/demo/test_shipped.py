@@ -8,12 +8,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dnd_fast import Generator
-from dnd_fast.batch import encode, exact_match, respond
 from dnd_fast.demo.exam import exam
 from dnd_fast.demo.retrain import SHIPPED_SEED
 from dnd_fast.demo.tasks import split_tasks
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.generator import DEMO_MODELS
+from dnd_fast.lora.batched import encode, exact_match, respond
 
 TASKS = split_tasks(SHIPPED_SEED)["test"]
 PROMPTS = [[example.prompt for example in task.examples(8, "train", 5)] for task in TASKS]

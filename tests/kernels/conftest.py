@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
-from dnd_fast.bench.operations import INPUTS, OUTPUTS
+from dnd_fast.bench.harness.operations import INPUTS, OUTPUTS
 from dnd_fast.generator import GeneratorConfig
-from dnd_fast.kernels import layer_norm_stats as layer_norm_stats_module
-from dnd_fast.kernels.codegen import SHARED_LIMIT, compile_launch
 from dnd_fast.kernels.device import PROFILES
-from dnd_fast.kernels.layer_norm_stats import layer_norm_stats
-from dnd_fast.kernels.operands import LayerNorm
-from dnd_fast.kernels.plan import ConvPlan, plan_decoder
-from dnd_fast.kernels.tiles import FFTConvPlan
-from dnd_fast.kernels.token_targets import TokenTargets
-from dnd_fast.layout import TokenLayout
+from dnd_fast.kernels.fft.tiling import FFTConvPlan
+from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.planner.cost_model import ConvPlan, plan_decoder
+from dnd_fast.kernels.triton import layer_norm as layer_norm_stats_module
+from dnd_fast.kernels.triton.checks import LayerNorm
+from dnd_fast.kernels.triton.codegen import SHARED_LIMIT, compile_launch
+from dnd_fast.kernels.triton.layer_norm import layer_norm_stats
+from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Recipe
 
 

@@ -98,13 +98,13 @@ def test_gradients():
     assert torch.autograd.gradcheck(hyper_conv_block, arguments)
 
 
-@pytest.mark.parametrize("module", ["dnd_fast.kernels.reference", "dnd_fast.decoder"])
+@pytest.mark.parametrize("module", ["dnd_fast.kernels.reference", "dnd_fast.decoder.model"])
 def test_runs_without_triton(module):
     """The fallback must not need what it falls back from."""
     code = (
         "import sys; sys.modules['triton'] = None\n"
         f"import {module}, torch\n"
-        "from dnd_fast.decoder import HyperConvDecoder\n"
+        "from dnd_fast.decoder.model import HyperConvDecoder\n"
         "print(HyperConvDecoder([(2, 3, 4), (3, 2, 2)], 3)(torch.randn(1, 2, 3, 4)).shape)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from dnd_fast import Adapter, Recipe
-from dnd_fast.adapter import lora_config
-from dnd_fast.datasets import Dataset
 from dnd_fast.demo.tasks import DOMAINS, FORMATS, SKILLS, Task
 from dnd_fast.generator import DEMO_MODELS, GeneratorConfig
-from dnd_fast.layout import TokenLayout
-from dnd_fast.train.collection import Collection, Manifest, write_manifest
+from dnd_fast.lora.adapter import lora_config
+from dnd_fast.lora.layout import TokenLayout
+from dnd_fast.text.datasets import Dataset
+from dnd_fast.train.adapters.collection import Collection, Manifest, write_manifest
 
 CHECKPOINTS = 3
 

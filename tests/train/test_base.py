@@ -14,12 +14,12 @@ from transformers import (
 )
 
 from dnd_fast import Adapter, InvalidInput, Recipe
-from dnd_fast.adapter import lora_config
-from dnd_fast.batch import adapter_losses, collate, encode
-from dnd_fast.datasets import Example
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.generator import DEMO_MODELS
-from dnd_fast.layout import TokenLayout
+from dnd_fast.lora.adapter import lora_config
+from dnd_fast.lora.batched import adapter_losses, collate, encode
+from dnd_fast.lora.layout import TokenLayout
+from dnd_fast.text.datasets import Example
 from dnd_fast.train.base import check_fits, load_base, resolved
 
 SIZES = {

@@ -24,16 +24,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dnd_fast.adapter import PREFIX, Adapter
-from dnd_fast.batch import applied
-from dnd_fast.datasets import Example
 from dnd_fast.errors import InvalidInput
 from dnd_fast.generator import Generator
-from dnd_fast.train.collection import Collection
+from dnd_fast.lora.adapter import PREFIX, Adapter
+from dnd_fast.lora.batched import applied
+from dnd_fast.text.datasets import Example
+from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.evaluation.metrics import Metric
 from dnd_fast.train.evaluation.questions import Question
 from dnd_fast.train.evaluation.scores import Evaluation, Row
-from dnd_fast.train.pairs import ANSWER_SHARE, Form, condition_texts
+from dnd_fast.train.generator.pairs import ANSWER_SHARE, Form, condition_texts
 
 NEAREST_TEXTS = 96  # that stand for a data set where the nearest one is looked for
 TEXTS_AT_ONCE = 8  # embedded together there: one may take 40 MB
@@ -182,7 +182,8 @@ def generate_adapter(
     Args:
         generator: takes N texts.
         examples: of which N are drawn.
-        form: see :func:`dnd_fast.train.pairs.condition_texts`; of "mix" a fifth are answers.
+        form: see :func:`dnd_fast.train.generator.pairs.condition_texts`; of "mix" a fifth are
+            answers.
         seed: of the draw.
     """
     texts, *answers = condition_texts(examples, form)

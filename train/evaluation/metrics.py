@@ -21,7 +21,8 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dnd_fast.batch import (
+from dnd_fast.errors import InvalidInput
+from dnd_fast.lora.batched import (
     Encoded,
     collate,
     encode,
@@ -29,8 +30,7 @@ from dnd_fast.batch import (
     generation_inputs,
     summed_losses,
 )
-from dnd_fast.datasets import Example
-from dnd_fast.errors import InvalidInput
+from dnd_fast.text.datasets import Example
 from dnd_fast.train.evaluation.answers import (
     estimate_pass,
     final_number,

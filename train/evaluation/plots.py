@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from dnd_fast.adapter import WEIGHTS_FILE
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_file
+from dnd_fast.lora.adapter import WEIGHTS_FILE
 from dnd_fast.train.evaluation.evaluate import BASE, CONTROL, GENERATED, ORACLE
 from dnd_fast.train.evaluation.scores import Estimate, Evaluation, estimate
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dnd_fast.datasets import Example, read_records
 from dnd_fast.errors import InvalidInput
+from dnd_fast.text.datasets import Example, read_records
 
 Needed = Literal["response", "test"]
 

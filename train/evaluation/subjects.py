@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from dnd_fast.datasets import Dataset
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import read_json
 from dnd_fast.generator import Generator
+from dnd_fast.text.datasets import Dataset
+from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.base import load_base
-from dnd_fast.train.collection import Collection
 from dnd_fast.train.evaluation.evaluate import (
     Examiner,
     HeldOut,
@@ -36,8 +36,8 @@ from dnd_fast.train.evaluation.plots import (
 )
 from dnd_fast.train.evaluation.questions import Needed, read_questions
 from dnd_fast.train.evaluation.scores import Evaluation, check_disjoint, merged
-from dnd_fast.train.pairs import Form
-from dnd_fast.train.run import FORMAT_VERSION, RUN_FILE, find_names, read_names
+from dnd_fast.train.generator.pairs import Form
+from dnd_fast.train.generator.run import FORMAT_VERSION, RUN_FILE, find_names, read_names
 
 SHOWN_CHECKPOINTS = 4  # adapters of a data set in the plot of weights
 

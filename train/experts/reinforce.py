@@ -28,7 +28,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dnd_fast.batch import (
+from dnd_fast.errors import InvalidInput
+from dnd_fast.files import atomic_file, write_json
+from dnd_fast.lora.batched import (
     IGNORED,
     Batch,
     Encoded,
@@ -37,10 +39,8 @@ from dnd_fast.batch import (
     response_logits,
     summed_losses,
 )
-from dnd_fast.datasets import Example
-from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_file, write_json
-from dnd_fast.svf import DecomposedModel, Expert, Parametrisation, initial_vectors
+from dnd_fast.svf.expert import DecomposedModel, Expert, Parametrisation, initial_vectors
+from dnd_fast.text.datasets import Example
 from dnd_fast.train.experts.checkpoints import State
 from dnd_fast.train.experts.sampling import sample
 
@@ -54,8 +54,8 @@ class ExpertSpec:
     """Settings of a run; defaults are the paper's where it has them.
 
     Attributes:
-        modules: which weights; see :class:`dnd_fast.svf.DecomposedModel`.
-        parametrisation: how z becomes scales; see :mod:`dnd_fast.svf`.
+        modules: which weights; see :class:`dnd_fast.svf.expert.DecomposedModel`.
+        parametrisation: how z becomes scales; see :mod:`dnd_fast.svf.expert`.
         objective: ``"reinforce"``, or ``"next-token"``, the paper's ablation.
         steps: optimiser steps.
         warmup: the first so many steps are next-token ones whatever the objective: a base that
@@ -137,7 +137,7 @@ def train_expert(
         out: folder for the expert, with ``training.json``: settings and validations. Beside them
             ``state/`` is what a stopped run goes on from.
         reward: of a response to an example, in [-1, 1]; above 0 counts as right in validation.
-        cache: folder for the base's SVD; see :class:`dnd_fast.svf.DecomposedModel`.
+        cache: folder for the base's SVD; see :class:`dnd_fast.svf.expert.DecomposedModel`.
         progress: is told steps done and in all.
 
     Returns:

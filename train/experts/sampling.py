@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dnd_fast.batch import Encoded
+from dnd_fast.lora.batched import Encoded
 
 
 @torch.no_grad()

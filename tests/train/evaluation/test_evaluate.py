@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnd_fast import Adapter, Generator, InvalidInput
-from dnd_fast.batch import (
+from dnd_fast.demo.exam import exam
+from dnd_fast.generator import DEMO_MODELS
+from dnd_fast.lora.batched import (
     IGNORED,
     applied,
     collate,
@@ -17,9 +19,7 @@ from dnd_fast.batch import (
     exact_match,
     summed_losses,
 )
-from dnd_fast.datasets import Example
-from dnd_fast.demo.exam import exam
-from dnd_fast.generator import DEMO_MODELS
+from dnd_fast.text.datasets import Example
 from dnd_fast.train.base import load_base
 from dnd_fast.train.evaluation import evaluate as methods
 from dnd_fast.train.evaluation.evaluate import Examiner, HeldOut, evaluate, generate_adapter, worn

@@ -26,7 +26,7 @@ from dnd_fast.train.evaluation.metrics import Exam, Settings, complete, make_met
 from dnd_fast.train.evaluation.questions import Question, read_questions
 from dnd_fast.train.evaluation.sandbox import namespaces, succeeds
 
-from ...test_batch import new_model
+from ...lora.test_batched import new_model
 
 PROMPTS = ["copy the tool cord exactly", "reverse rice", "echo fig", "list the vowels of tuna"]
 SYSTEM = "write only the letter"

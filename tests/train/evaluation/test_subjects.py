@@ -13,7 +13,7 @@ from dnd_fast.demo.tasks import split_tasks
 from dnd_fast.generator import DEMO_MODELS
 from dnd_fast.train.evaluation import evaluate as methods
 from dnd_fast.train.evaluation.subjects import Subject
-from dnd_fast.train.run import FORMAT_VERSION
+from dnd_fast.train.generator.run import FORMAT_VERSION
 
 from ..conftest import write_dataset
 

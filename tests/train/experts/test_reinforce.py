@@ -9,12 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dnd_fast import InvalidInput
-from dnd_fast.batch import encode, respond
-from dnd_fast.datasets import Example
 from dnd_fast.demo.tasks import Task
 from dnd_fast.files import read_safetensors
 from dnd_fast.generator import DEMO_MODELS
-from dnd_fast.svf import DecomposedModel, Expert
+from dnd_fast.lora.batched import encode, respond
+from dnd_fast.svf.expert import DecomposedModel, Expert
+from dnd_fast.text.datasets import Example
 from dnd_fast.train.experts.reinforce import (
     ExpertSpec,
     exact_reward,

@@ -1,0 +1,1 @@
+"""What generated adapters and experts can do: quality, not speed."""

@@ -1,0 +1,1 @@
+"""What the benchmarks share: timing, result files, operations, plots."""

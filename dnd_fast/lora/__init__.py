@@ -1,0 +1,1 @@
+"""Weight tokens to LoRA adapters, and adapters on models."""

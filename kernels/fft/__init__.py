@@ -1,0 +1,1 @@
+"""Convolution in a transform domain, in plain PyTorch: the algorithm, on any device."""

@@ -1,0 +1,1 @@
+"""Which algorithm runs each convolution, and how much memory a pass takes."""

@@ -1,0 +1,368 @@
+"""Which algorithm runs each convolution of a decoder: direct or transform-domain, and its tiles.
+
+Every choice is the cheapest by predicted time: for each step the larger of arithmetic over the
+device's rate and bytes over its bandwidth. Where a committed table has measured the device, its
+times count instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from dnd_fast.kernels.device import DeviceProfile
+from dnd_fast.kernels.fft.tiling import FFTConvPlan
+from dnd_fast.kernels.fft.torch_conv import WORKSPACE_BYTES
+
+CONVOLUTIONS = ("a_width", "a_height", "b_height", "b_width", "layerwise")
+MAX_DFT = 64
+Weights = Literal["cached", "streamed", "int8"]
+# Of one convolution: the seconds of "direct" and of "N1xN2", the lengths of a DFT.
+MeasuredTimes = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """One convolution: name, spatial size, channels and kernel."""
+
+    name: str
+    height: int
+    width: int
+    channels_in: int
+    channels_out: int
+    kernel: int
+
+    @property
+    def direct_flops(self) -> float:
+        """Of the direct form, one sample, a multiplication and an addition being two."""
+        return 2.0 * self.height * self.width * self.weights
+
+    @property
+    def weights(self) -> int:
+        """Elements of the raw weight."""
+        return self.channels_in * self.channels_out * self.kernel**2
+
+    @property
+    def turned(self) -> ConvShape:
+        """The convolution that gives the gradient of the input."""
+        sizes = self.height, self.width, self.channels_out, self.channels_in
+        return ConvShape(self.name, *sizes, self.kernel)
+
+    def key(self, batch: int, weights: Weights) -> str:
+        """What a table of measured times calls it."""
+        return (
+            f"{self.height}x{self.width} {self.channels_in}->{self.channels_out} k{self.kernel} "
+            f"batch {batch} {weights}"
+        )
+
+
+@dataclass(frozen=True)
+class ConvPlan:
+    """The choice for one convolution.
+
+    Attributes:
+        shape: the convolution.
+        tiles: the transform's tiles, or None for the direct form.
+        seconds: predicted, or measured.
+        flops: of the arithmetic actually done.
+        bytes_moved: to and from memory.
+        weight_bytes: that the weights take, as they are kept.
+    """
+
+    shape: ConvShape
+    tiles: FFTConvPlan | None
+    seconds: float
+    flops: float
+    bytes_moved: float
+    weight_bytes: float
+
+    @property
+    def algorithm(self) -> str:
+        """ "direct", or the lengths of the DFT."""
+        if self.tiles is None:
+            return "direct"
+        return f"{self.tiles.height.dft}x{self.tiles.width.dft}"
+
+
+@dataclass(frozen=True)
+class DecoderPlan:
+    """A choice for every convolution of a decoder, in the order of :func:`decoder_convolutions`.
+
+    Attributes:
+        convolutions: the choices.
+        weights: how transformed weights are kept: ``"cached"``, ``"int8"``, or, transformed anew
+            at each call, ``"streamed"``.
+        workspace_bytes: that the transformed data of one convolution may take.
+    """
+
+    convolutions: tuple[ConvPlan, ...]
+    weights: Weights = "cached"
+    workspace_bytes: int = WORKSPACE_BYTES
+
+    @property
+    def seconds(self) -> float:
+        """Of one pass, or one training step."""
+        return sum(choice.seconds for choice in self.convolutions)
+
+    @property
+    def weight_bytes(self) -> float:
+        """Of all weights as they are kept."""
+        return sum(choice.weight_bytes for choice in self.convolutions)
+
+    @property
+    def direct(self) -> list[str]:
+        """Names of the convolutions in direct form."""
+        return [choice.shape.name for choice in self.convolutions if choice.tiles is None]
+
+
+def decoder_convolutions(features: Sequence[Sequence[int]], kernel: int) -> list[ConvShape]:
+    """The five convolutions of every block, named ``BLOCK.CONVOLUTION``."""
+    shapes = []
+    for block, ((n, length, c), (n2, length2, c2)) in enumerate(itertools.pairwise(features)):
+        sizes = (
+            (length, n, c, c2),
+            (n, c2, length, length2),
+            (n, c, length, length2),
+            (length2, n, c, c2),
+            (length2, c2, n, n2),
+        )
+        shapes += [
+            ConvShape(f"{block}.{name}", *size, kernel)
+            for name, size in zip(CONVOLUTIONS, sizes, strict=True)
+        ]
+    return shapes
+
+
+def plan_decoder(
+    features: Sequence[Sequence[int]],
+    kernel: int,
+    profile: DeviceProfile,
+    *,
+    batch: int = 1,
+    memory: float | None = None,
+    weights: Weights = "cached",
+    training: bool = False,
+    algorithm: Literal["auto", "direct", "fft"] = "auto",
+    measured: MeasuredTimes | None = None,
+) -> DecoderPlan:
+    """Choose for every convolution.
+
+    Args:
+        features, kernel: of the decoder.
+        profile: of the device.
+        batch: samples per pass.
+        memory: bytes that the weights may take, transformed ones included: smaller tiles, or the
+            direct form, then where a byte costs the fewest seconds.
+        weights: how transformed ones are kept; see :class:`DecoderPlan`.
+        training: plan a forward and a backward pass, which need streamed weights.
+        algorithm: ``"direct"`` and ``"fft"`` force one everywhere.
+        measured: times of inference by :meth:`ConvShape.key`, which count instead of predictions.
+
+    Raises:
+        ValueError: no choice fits into ``memory``, or training with other weights than streamed.
+    """
+    if training and weights != "streamed":
+        raise ValueError(f"weights={weights!r}: training changes them, so it needs 'streamed'.")
+    candidates = []
+    for shape in decoder_convolutions(features, kernel):
+        options = list(conv_plans(shape, profile, batch, weights, training))
+        times = {} if training else (measured or {}).get(shape.key(batch, weights), {})
+        options = _with_times(options, times)
+        if algorithm != "auto":
+            options = [each for each in options if (each.tiles is None) == (algorithm == "direct")]
+        candidates.append(options)
+
+    paths = [_trade_offs(options) for options in candidates]
+    choices = [path[0] for path in paths]
+    steps = sorted(
+        (_price(before, after), index, place)
+        for index, path in enumerate(paths)
+        for place, (before, after) in enumerate(itertools.pairwise(path), start=1)
+    )
+    for _, index, place in steps:
+        if memory is None or sum(each.weight_bytes for each in choices) <= memory:
+            break
+        choices[index] = paths[index][place]
+    plan = DecoderPlan(tuple(choices), weights)
+    if memory is not None and plan.weight_bytes > memory:
+        raise ValueError(
+            f"memory={memory:.3g} bytes is too little: the weights of this decoder need at least "
+            f"{plan.weight_bytes:.3g}."
+        )
+    return plan
+
+
+def _trade_offs(options: Sequence[ConvPlan]) -> list[ConvPlan]:
+    """The fastest, then ever smaller ones, each for the fewest seconds per byte saved."""
+    path = [min(options, key=lambda each: (each.seconds, each.weight_bytes))]
+    while smaller := [each for each in options if each.weight_bytes < path[-1].weight_bytes]:
+        path.append(min(smaller, key=lambda each: _price(path[-1], each)))
+    return path
+
+
+def _price(before: ConvPlan, after: ConvPlan) -> float:
+    """Seconds per byte saved."""
+    return (after.seconds - before.seconds) / (before.weight_bytes - after.weight_bytes)
+
+
+def floor_seconds(
+    features: Sequence[Sequence[int]], kernel: int, profile: DeviceProfile, batch: int = 1
+) -> float:
+    """No algorithm is faster: raw weights and condition read once, tokens written once."""
+    (n, length, c), (n2, length2, c2) = features[0], features[-1]
+    weights = sum(shape.weights for shape in decoder_convolutions(features, kernel))
+    elements = weights + batch * (n * length * c + n2 * length2 * c2)
+    return elements * profile.element_size / profile.bandwidth
+
+
+@lru_cache(maxsize=1024)
+def conv_plans(
+    shape: ConvShape,
+    profile: DeviceProfile,
+    batch: int = 1,
+    weights: Weights = "cached",
+    training: bool = False,
+) -> tuple[ConvPlan, ...]:
+    """Predictions for the direct form, first, and for all tiles worth considering."""
+    lengths = itertools.product(
+        _dft_lengths(shape.height, shape.kernel), _dft_lengths(shape.width, shape.kernel)
+    )
+    tiles = [FFTConvPlan.make(shape.height, shape.width, shape.kernel, *pair) for pair in lengths]
+    plans = [_tiled(shape, each, profile, batch, weights, training) for each in tiles]
+    return _direct(shape, profile, batch, training), *plans
+
+
+def _with_times(options: list[ConvPlan], times: Mapping[str, float]) -> list[ConvPlan]:
+    """The options with measured times; predictions for other tiles are corrected by the median
+    ratio of measured to predicted time."""
+    ratios = [
+        times[each.algorithm] / each.seconds
+        for each in options
+        if each.tiles is not None and each.algorithm in times
+    ]
+    ratio = statistics.median(ratios) if ratios else 1.0
+    return [
+        dataclasses.replace(each, seconds=times.get(each.algorithm, ratio * each.seconds))
+        for each in options
+    ]
+
+
+class _Steps:
+    """Adds up steps, each as slow as the slower of its arithmetic and its memory."""
+
+    def __init__(self, profile: DeviceProfile) -> None:
+        self.profile = profile
+        self.seconds = self.flops = self.bytes_moved = 0.0
+
+    def add(self, flops: float, elements: float, rate: float) -> None:
+        moved = elements * self.profile.element_size
+        self.seconds += max(flops / rate, moved / self.profile.bandwidth)
+        self.flops += flops
+        self.bytes_moved += moved
+
+
+def _direct(shape: ConvShape, profile: DeviceProfile, batch: int, training: bool) -> ConvPlan:
+    positions = batch * shape.height * shape.width
+    elements = shape.weights + positions * (shape.channels_in + shape.channels_out)
+    steps = _Steps(profile)
+    for _ in range(3 if training else 1):  # the output, and the gradients of input and weight
+        steps.add(batch * shape.direct_flops, elements, profile.direct_flops)
+    weight_bytes = shape.weights * profile.element_size
+    return ConvPlan(shape, None, steps.seconds, steps.flops, steps.bytes_moved, weight_bytes)
+
+
+def _tiled(
+    shape: ConvShape,
+    tiles: FFTConvPlan,
+    profile: DeviceProfile,
+    batch: int,
+    weights: Weights,
+    training: bool,
+) -> ConvPlan:
+    steps = _Steps(profile)
+    _add_convolution(steps, shape, tiles, batch, weights)
+    if training:
+        _add_convolution(steps, shape.turned, tiles, batch, weights)
+        _add_weight_gradient(steps, shape, tiles, batch)
+    transformed = 2.0 * tiles.bins * shape.channels_in * shape.channels_out
+    weight_bytes = {
+        "cached": transformed * profile.element_size,
+        "streamed": float(shape.weights * profile.element_size),
+        "int8": transformed + 4.0 * tiles.bins * shape.channels_out,
+    }[weights]
+    return ConvPlan(shape, tiles, steps.seconds, steps.flops, steps.bytes_moved, weight_bytes)
+
+
+def _add_convolution(
+    steps: _Steps, shape: ConvShape, tiles: FFTConvPlan, batch: int, weights: Weights
+) -> None:
+    """Windows in, one product per bin, kept outputs back."""
+    height, width, dense = tiles.height, tiles.width, steps.profile.dense
+    c_in, c_out, count = shape.channels_in, shape.channels_out, batch * tiles.tiles
+    inputs, outputs = ((batch * shape.height * shape.width) * c for c in (c_in, c_out))
+    signal, product = 3.0 * tiles.bins * c_in * count, 2.0 * tiles.bins * c_out * count
+    transformed = 2.0 * tiles.bins * c_in * c_out
+    rows, across = min(height.dft, height.length), min(width.dft, width.length)
+    moved = inputs + signal if dense else 3 * inputs + 2.5 * signal
+    _add_transforms(steps, tiles, rows, across, 3, c_in * count, moved)
+    if weights == "streamed":
+        moved = shape.weights + transformed if dense else 3 * shape.weights + 2 * transformed
+        _add_transforms(steps, tiles, tiles.kernel, tiles.kernel, 2, c_in * c_out, moved)
+    kept = transformed
+    if weights == "int8":
+        kept /= steps.profile.element_size
+        if not dense:  # converted before use
+            steps.add(0, kept + transformed, steps.profile.gemm_flops)
+            kept = transformed
+    flops = 8.0 * tiles.bins * c_in * c_out * count
+    steps.add(flops, kept + signal + (1 if dense else 2) * product, steps.profile.gemm_flops)
+    moved = product + outputs if dense else 4 * product + 3 * outputs
+    _add_transforms(steps, tiles, height.outputs, width.outputs, 2, c_out * count, moved)
+
+
+def _add_weight_gradient(steps: _Steps, shape: ConvShape, tiles: FFTConvPlan, batch: int) -> None:
+    """Both signals in, an outer product per bin, the kernel's taps back."""
+    height, width = tiles.height, tiles.width
+    c_in, c_out, count = shape.channels_in, shape.channels_out, batch * tiles.tiles
+    signals = 3.0 * tiles.bins * count * (c_in + c_out)
+    transformed = 2.0 * tiles.bins * c_in * c_out
+    rows, across = min(height.dft, height.length), min(width.dft, width.length)
+    _add_transforms(steps, tiles, rows, across, 3, (c_in + c_out) * count, 3 * signals)
+    flops = 8.0 * tiles.bins * c_in * c_out * count
+    steps.add(flops, 3 * transformed + signals, steps.profile.gemm_flops)
+    moved = 2 * transformed + 3 * shape.weights
+    _add_transforms(steps, tiles, tiles.kernel, tiles.kernel, 2, c_in * c_out, moved)
+
+
+def _add_transforms(
+    steps: _Steps,
+    tiles: FFTConvPlan,
+    rows: int,
+    across: int,
+    planes: int,
+    count: float,
+    moved: float,
+) -> None:
+    """Of ``count`` windows, between ``rows`` x ``across`` positions and the planes of all bins."""
+    if steps.profile.dense:  # folded about the window's centre
+        flops = 2.0 * rows * across * tiles.bins
+    else:
+        columns = 2 * (tiles.width.dft // 2 + 1)
+        flops = 2.0 * columns * rows * (across + planes * tiles.height.dft)
+    steps.add(flops * count, moved, steps.profile.transform_flops)
+
+
+def _dft_lengths(length: int, kernel: int) -> list[int]:
+    """One tile for the whole axis where that is short, and lengths for several tiles."""
+    whole = length + kernel // 2
+    several = [n for n in range(kernel + 1, MAX_DFT + 1) if n < whole]
+    # Of all lengths with as many tiles only the shortest is worth trying.
+    fewest: dict[int, int] = {}
+    for n in several:
+        fewest.setdefault(-(-length // (n - kernel + 1)), n)
+    return [*fewest.values(), *([whole] if whole <= 2 * MAX_DFT else [])] or [whole]

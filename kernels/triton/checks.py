@@ -1,0 +1,154 @@
+"""What several kernels take, and refuse: blocks, LayerNorm, the operands of an epilogue."""
+
+# mypy: disable-error-code="import-untyped"
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import triton
+from torch import Tensor
+
+from dnd_fast.kernels.lora_scatter import TokenTargets
+
+EpilogueName = Literal["store", "tanh_bias", "mix", "bias_residual"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Blocks of a matrix product [M, K] @ [K, N], and how its kernel is compiled."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """LayerNorm over (L, C) of ``[B, N, L, C]``, to be applied to a permuted view of that tensor.
+
+    Attributes:
+        mean, rstd: ``[B, N]`` float32, contiguous.
+        weight, bias: ``[L, C]``, contiguous.
+        order: the permutation of (B, N, L, C) that makes the view; B stays first.
+    """
+
+    mean: Tensor
+    rstd: Tensor
+    weight: Tensor
+    bias: Tensor
+    order: tuple[int, int, int, int]
+
+    @property
+    def stats_strides(self) -> tuple[int, ...]:
+        """Of mean and rstd along the dimensions of the view."""
+        strides = (self.mean.shape[1], 1, 0, 0)
+        return tuple(strides[dim] for dim in self.order)
+
+    @property
+    def affine_strides(self) -> tuple[int, ...]:
+        """Of weight and bias along the dimensions of the view."""
+        strides = (0, 0, self.weight.shape[1], 1)
+        return tuple(strides[dim] for dim in self.order)
+
+
+def require_gpu(*tensors: Tensor) -> None:
+    """Refuse tensors that no kernel can run on.
+
+    Raises:
+        ValueError: one is not on an NVIDIA GPU, and Triton's interpreter is off.
+    """
+    for tensor in tensors:
+        if not tensor.is_cuda and not triton.knobs.runtime.interpret:
+            raise ValueError(
+                f"found a tensor on {tensor.device}; Triton kernels need an NVIDIA GPU. Move it "
+                "there, or use the plain PyTorch form."
+            )
+
+
+def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor that is not contiguous or not of a shape.
+
+    Raises:
+        ValueError: so.
+    """
+    if tuple(tensor.shape) != shape or not tensor.is_contiguous():
+        raise ValueError(
+            f"{name} has shape {list(tensor.shape)} and strides {list(tensor.stride())}; expected "
+            f"a contiguous tensor of shape {list(shape)}."
+        )
+
+
+def require_operands(
+    epilogue: EpilogueName, shape: tuple[int, ...], bias: Tensor | None, other: Tensor | None
+) -> None:
+    """Refuse operands that an epilogue to an output ``[B, C, H, W]`` does not take, or lacks.
+
+    Raises:
+        ValueError: so.
+    """
+    bias_shape = {"tanh_bias": shape[1:], "bias_residual": shape[1:2]}.get(epilogue)
+    if epilogue == "bias_residual" and bias is not None and not bias.is_contiguous():
+        raise ValueError(f"bias has strides {bias.stride()}; expected a contiguous tensor.")
+    takes_other = epilogue == "mix" or (epilogue == "bias_residual" and other is not None)
+    other_shape = shape if takes_other else None
+    for name, tensor, expected in (("bias", bias, bias_shape), ("other", other, other_shape)):
+        found = None if tensor is None else tuple(tensor.shape)
+        if found != expected:
+            raise ValueError(
+                f"{name} has shape {found}; epilogue {epilogue!r} and an output of shape {shape} "
+                f"expect {expected}."
+            )
+
+
+def output_shape(out: Tensor, targets: TokenTargets | None) -> tuple[int, int, int, int]:
+    """``[B, C, H, W]`` of an output, which may be tokens on their way into LoRA tensors.
+
+    Raises:
+        ValueError: out does not fit the targets.
+    """
+    if targets is None:
+        batch, channels, height, width = out.shape
+        return batch, channels, height, width
+    require_shape("out", out, (out.shape[0], targets.elements))
+    return out.shape[0], len(targets.table), targets.rank, targets.chunk
+
+
+def image_strides(
+    out: Tensor, targets: TokenTargets | None, other: Tensor | None
+) -> tuple[int, ...]:
+    """Of an output ``[B, C, H, W]`` and what is added to it; 0 where there is neither.
+
+    Raises:
+        ValueError: they differ in strides.
+    """
+    if targets is not None:
+        return (0, 0, 0, 0) if other is None else other.stride()
+    if other is not None and any(
+        mine != theirs and size > 1
+        for mine, theirs, size in zip(out.stride(), other.stride(), out.shape, strict=True)
+    ):
+        raise ValueError(
+            f"other has strides {other.stride()} and the output {out.stride()}; expected the same."
+        )
+    return out.stride()
+
+
+def alignment(image: Tensor) -> int:
+    """Largest power of two up to 16 that divides the channels and, where those are innermost, every
+    other stride."""
+    _, channels, *_ = image.shape
+    strides = (image.stride(dim) for dim in (0, 2, 3)) if image.stride(1) == 1 else ()
+    return math.gcd(16, channels, *strides)
+
+
+def require_flat(name: str, tensor: Tensor, count: int) -> None:
+    if tensor.numel() != count or not tensor.is_contiguous():
+        raise ValueError(
+            f"{name} has shape {list(tensor.shape)} and strides {list(tensor.stride())}; expected "
+            f"a contiguous tensor of {count} elements."
+        )

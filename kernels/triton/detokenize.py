@@ -1,0 +1,194 @@
+"""Detokenisation: weight tokens, scaled, written where the LoRA matrices have them; one launch.
+
+    out[offset + i row_stride + j column_stride] = token[i, j] std + mean
+
+for the r rows i and the first ``columns`` columns j of every token. A table holds the four integers
+of each token, so that one flat buffer receives all matrices: A ``[r, in]`` row by row, B
+``[out, r]`` turned around.
+
+``tokens [B, Nw, Lw, Cw]`` -> ``out [B, E]``, E elements of all LoRA tensors. Mean and std are
+
+* absent: the tokens are the weights;
+* static: mean ``[Nw, r, chunk]`` and std ``[Nw]``, float32;
+* in the tokens' border: two extra rows and columns of (mean, std) pairs, where Lw = r + 2 and
+  Cw = chunk + 2. Source: the published code of Drag-and-Drop LLMs.
+
+Bytes moved: every token once, the static mean once per sample, every LoRA element once.
+"""
+
+# mypy: disable-error-code="import-untyped, no-untyped-def"
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.triton import tuning as tuned
+from dnd_fast.kernels.triton.checks import require_gpu, require_shape
+
+
+@triton.jit
+def _border_scale(
+    p_token,
+    stride_tl,
+    stride_tc,
+    RANK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Mean and std that a token's border encodes.
+
+    Even and odd rows are two groups: each averages one of the extra rows with its half of the extra
+    columns (the corner belongs to both) and decodes; the results of the two are averaged.
+    """
+    o_l = tl.arange(0, BLOCK_L)
+    o_c = tl.arange(0, BLOCK_C)
+    mean = 0.0
+    std = 0.0
+    for group in tl.static_range(2):
+        p_row = p_token + (RANK + group) * stride_tl
+        m_row = o_c < CHUNK + 2
+        b_row = tl.load(p_row + o_c * stride_tc, mask=m_row, other=0.0).to(tl.float32)  # [C]
+        p_side = p_token + o_l * stride_tl + CHUNK * stride_tc
+        m_side = (o_l < RANK + 2) & (o_l % 2 == group)
+        b_mean = tl.load(p_side, mask=m_side, other=0.0).to(tl.float32)  # [L]
+        b_std = tl.load(p_side + stride_tc, mask=m_side, other=0.0).to(tl.float32)  # [L]
+        pairs = (CHUNK + 2) // 2
+        rows = (RANK + 3 - group) // 2
+        mean_code = tl.sum(tl.where(o_c % 2 == 0, b_row, 0.0)) / pairs + tl.sum(b_mean) / rows
+        std_code = tl.sum(tl.where(o_c % 2 == 1, b_row, 0.0)) / pairs + tl.sum(b_std) / rows
+        mean += mean_code / 2 / 8 / 2
+        std += (tl.exp(std_code / 2 - 1.6) - 0.1) / 0.9 / 2
+    return mean, std
+
+
+@triton.jit
+def _detokenize_kernel(
+    tokens_ptr,
+    targets_ptr,
+    mean_ptr,
+    std_ptr,
+    out_ptr,
+    stride_tb,
+    stride_tn,
+    stride_tl,
+    stride_tc,
+    stride_ob,
+    SCALE: tl.constexpr,
+    RANK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_BORDER_L: tl.constexpr,
+    BLOCK_BORDER_C: tl.constexpr,
+):
+    i_n = tl.program_id(0).to(tl.int64)
+    i_b = tl.program_id(1).to(tl.int64)
+    p_target = targets_ptr + i_n * 4
+    offset = tl.load(p_target)
+    columns = tl.load(p_target + 1)
+    row_stride = tl.load(p_target + 2)
+    column_stride = tl.load(p_target + 3)
+    p_token = tokens_ptr + i_b * stride_tb + i_n * stride_tn
+    p_out = out_ptr + i_b * stride_ob + offset
+    if SCALE == "border":
+        mean, std = _border_scale(
+            p_token, stride_tl, stride_tc, RANK, CHUNK, BLOCK_BORDER_L, BLOCK_BORDER_C
+        )
+    elif SCALE == "static":
+        std = tl.load(std_ptr + i_n)
+
+    o_r = tl.arange(0, BLOCK_R)
+    for start in range(0, CHUNK, BLOCK_C):
+        o_c = start + tl.arange(0, BLOCK_C)
+        mask = (o_r[:, None] < RANK) & (o_c[None, :] < columns)
+        p_block = p_token + o_r[:, None] * stride_tl + o_c[None, :] * stride_tc
+        block = tl.load(p_block, mask=mask, other=0.0).to(tl.float32)  # [R, C]
+        if SCALE == "border":
+            block = block * std + mean
+        elif SCALE == "static":
+            p_mean = mean_ptr + (i_n * RANK + o_r[:, None]) * CHUNK + o_c[None, :]
+            block = block * std + tl.load(p_mean, mask=mask, other=0.0)  # [R, C]
+        # Either way neighbouring lanes write neighbouring addresses.
+        if column_stride == 1:
+            tl.store(p_out + o_r[:, None] * row_stride + o_c[None, :], block, mask=mask)
+        else:
+            p_turned = p_out + o_c[:, None] * column_stride + o_r[None, :]
+            tl.store(p_turned, tl.trans(block), mask=tl.trans(mask))
+
+
+@dataclass(frozen=True)
+class DetokenizeConfig:
+    """Columns that a program handles at a time, a power of two, and its warps."""
+
+    columns: int
+    num_warps: int
+
+
+# What tuning tries, the default first.
+CANDIDATES = (
+    DetokenizeConfig(columns=256, num_warps=4),
+    DetokenizeConfig(columns=512, num_warps=8),
+)
+
+
+def detokenize(
+    tokens: Tensor,
+    targets: TokenTargets,
+    out: Tensor,
+    *,
+    config: DetokenizeConfig | None = None,
+) -> None:
+    """Scale tokens and write them into the LoRA tensors.
+
+    Args:
+        tokens: ``[B, Nw, Lw, Cw]``, any float dtype up to 32 bits and any strides; computed in
+            float32. Lw = r and Cw = chunk, or two more each with a border.
+        targets: on the tokens' device.
+        out: ``[B, E]``, contiguous, any float dtype up to 32 bits; ``targets.views(out)`` are the
+            LoRA tensors.
+        config: by default the device's, see :mod:`.tuning`.
+
+    Raises:
+        ValueError: a shape does not fit the targets, or a tensor is not on an NVIDIA GPU.
+    """
+    require_gpu(tokens, out)
+    border_size = 2 if targets.border else 0
+    rows, columns = targets.rank + border_size, targets.chunk + border_size
+    samples, count = tokens.shape[0], len(targets.table)
+    if tuple(tokens.shape) != (samples, count, rows, columns):
+        raise ValueError(
+            f"tokens has shape {list(tokens.shape)}; expected {[samples, count, rows, columns]}."
+        )
+    require_shape("out", out, (samples, targets.elements))
+    if samples == 0:
+        return
+    scale = "border" if targets.border else "none" if targets.mean is None else "static"
+    if config is None:
+        problem = tokens.dtype, out.dtype, scale, samples * count, targets.rank, targets.chunk
+        config = tuned.config(CANDIDATES, tokens.device, "detokenize", *problem)
+    _detokenize_kernel[(count, samples)](
+        tokens_ptr=tokens,
+        targets_ptr=targets.table,
+        mean_ptr=targets.mean,
+        std_ptr=targets.std,
+        out_ptr=out,
+        stride_tb=tokens.stride(0),
+        stride_tn=tokens.stride(1),
+        stride_tl=tokens.stride(2),
+        stride_tc=tokens.stride(3),
+        stride_ob=out.stride(0),
+        SCALE=scale,
+        RANK=targets.rank,
+        CHUNK=targets.chunk,
+        BLOCK_R=triton.next_power_of_2(targets.rank),
+        BLOCK_C=min(config.columns, triton.next_power_of_2(targets.chunk)),
+        BLOCK_BORDER_L=triton.next_power_of_2(rows),
+        BLOCK_BORDER_C=triton.next_power_of_2(columns),
+        num_warps=config.num_warps,
+    )

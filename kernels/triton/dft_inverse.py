@@ -1,0 +1,313 @@
+"""Synthesis: bins transformed back into the tiles of an image, with an epilogue.
+
+With the folds and the order of :mod:`.dft_forward`, positions k and tiles t, channels c,
+
+    x[k, (t, c)] = even + odd and x[P - 1 - k, (t, c)] = even - odd, where
+    even = sum over f of E[0, k, f] Re Y[f, (t, c)] and odd = the same of E[1] and Im Y.
+
+In float16 the result is divided by the power of two s of :mod:`.primitives`.
+
+Bytes moved, of E bytes an element: E (2 F T C + image), and what the epilogue reads; the matrix,
+which is read by every block of columns, comes from the caches.
+"""
+
+# mypy: disable-error-code="import-untyped, no-untyped-def"
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dnd_fast.kernels.fft.tiling import Tiling
+from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.triton import tuning as tuned
+from dnd_fast.kernels.triton.checks import (
+    Config,
+    EpilogueName,
+    alignment,
+    image_strides,
+    output_shape,
+    require_flat,
+    require_gpu,
+    require_operands,
+)
+from dnd_fast.kernels.triton.layer_norm import merge_chunks
+from dnd_fast.kernels.triton.primitives import (
+    epilogue_store,
+    known_multiple,
+    lora_offsets,
+    merge_moments,
+    moments,
+    offsets,
+    range_scale,
+)
+
+
+@triton.jit
+def _synthesize_kernel(
+    y_ptr,
+    matrix_ptr,
+    out_ptr,
+    bound_ptr,
+    bias_ptr,
+    other_ptr,
+    amax_ptr,
+    chunks_ptr,
+    targets_ptr,
+    token_mean_ptr,
+    token_std_ptr,
+    stride_ob,
+    stride_oc,
+    stride_oh,
+    stride_ow,
+    stride_bc,
+    stride_bh,
+    stride_bw,
+    stride_lora,
+    bins,
+    inner,
+    batch,
+    channels,
+    height,
+    width,
+    columns,
+    tiles_w,
+    step_h,
+    step_w,
+    sqrt_points,
+    gain,
+    SIZE_H: tl.constexpr,
+    SIZE_W: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    COLUMN: tl.constexpr = 0 if CHANNELS_LAST else 1
+    LAST: tl.constexpr = SIZE_H * SIZE_W - 1
+    FOLDED: tl.constexpr = LAST // 2 + 1
+    channels, columns = known_multiple(channels, ALIGN), known_multiple(columns, ALIGN)
+    if CHANNELS_LAST:
+        stride_ob = known_multiple(stride_ob, ALIGN)
+        stride_oh = known_multiple(stride_oh, ALIGN)
+        stride_ow = known_multiple(stride_ow, ALIGN)
+    # Blocks of positions are neighbours: they read the same columns.
+    blocks_m = tl.cdiv(FOLDED, BLOCK_M)
+    o_m = tl.program_id(0) % blocks_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_n = tl.program_id(0) // blocks_m * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_k = tl.arange(0, BLOCK_K)
+    p_m = matrix_ptr + o_m[:, None] * inner + o_k[None, :]
+    m_m, m_n = (o_m < FOLDED)[:, None], (o_n < columns)[None, :]
+
+    even = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    odd = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for i_k in range(0, inner, BLOCK_K):
+        # Two bounds: the matrix's own, a multiple of 16, leaves its loads wide.
+        m_k, m_y = i_k + o_k < inner, i_k + o_k < bins
+        m_k, m_y = m_m & m_k[None, :], m_y[:, None] & m_n
+        o_row = (i_k + o_k).to(tl.int64)[:, None] * 2
+        b_m = tl.load(p_m + i_k, mask=m_k, other=0.0)  # [M, K]
+        b_y = tl.load(y_ptr + o_row * columns + o_n[None, :], mask=m_y, other=0.0)  # [K, N]
+        even = tl.dot(b_m, b_y, even, input_precision="ieee")  # [M, N]
+        b_m = tl.load(p_m + (FOLDED * inner + i_k), mask=m_k, other=0.0)  # [M, K]
+        b_y = tl.load(y_ptr + (o_row + 1) * columns + o_n[None, :], mask=m_y, other=0.0)  # [K, N]
+        odd = tl.dot(b_m, b_y, odd, input_precision="ieee")  # [M, N]
+
+    factor = gain / range_scale(bound_ptr, sqrt_points)
+    o_tile = tl.expand_dims(o_n // channels, COLUMN)
+    o_c = tl.expand_dims(o_n % channels, COLUMN)
+    o_b = o_tile % batch
+    o_h = o_tile // (batch * tiles_w) * step_h
+    o_w = o_tile // batch % tiles_w * step_w
+    m_n = tl.expand_dims(o_n < columns, COLUMN)
+    if chunks_ptr is not None:
+        count = tl.zeros((BLOCK_N,), tl.float32)
+        mean = tl.zeros((BLOCK_N,), tl.float32)
+        m2 = tl.zeros((BLOCK_N,), tl.float32)
+    for MIRRORED in tl.static_range(2):
+        y = (even - odd if MIRRORED else even + odd) * factor
+        y = y if CHANNELS_LAST else tl.trans(y)
+        # The centre of an odd number of positions is its own mirror image: stored once.
+        m_p = o_m < (LAST + 1) // 2 if MIRRORED else o_m < FOLDED
+        o_p = LAST - o_m if MIRRORED else o_m
+        o_i = tl.expand_dims(o_p // SIZE_W, 1 - COLUMN)
+        o_j = tl.expand_dims(o_p % SIZE_W, 1 - COLUMN)
+        m_out = m_n & tl.expand_dims(m_p, 1 - COLUMN)
+        m_out = m_out & (o_h + o_i < height) & (o_w + o_j < width)
+        o_image = offsets(o_b, o_c, o_h, o_w, o_i, o_j, stride_ob, stride_oc, stride_oh, stride_ow)
+        o_out = o_image
+        if targets_ptr is not None:
+            o_out, m_kept = lora_offsets(targets_ptr, o_c, o_h + o_i, o_w + o_j)
+            o_out, m_out = o_out + o_b.to(tl.int64) * stride_lora, m_out & m_kept
+        stored = epilogue_store(
+            y,
+            m_out,
+            out_ptr,
+            o_out,
+            bias_ptr,
+            offsets(o_b, o_c, o_h, o_w, o_i, o_j, 0, stride_bc, stride_bh, stride_bw),
+            other_ptr,
+            o_image,
+            amax_ptr,
+            token_mean_ptr,
+            (o_c * height + o_h + o_i) * width + o_w + o_j,
+            token_std_ptr,
+            o_c,
+            EPILOGUE,
+        )
+        if chunks_ptr is not None:
+            count2, mean2, m22 = moments(stored, m_out, COLUMN)
+            count, mean, m2 = merge_moments(count, mean, m2, count2, mean2, m22)
+    if chunks_ptr is not None:
+        rows = batch * channels
+        p_chunk = chunks_ptr + (o_n // rows * blocks_m + tl.program_id(0) % blocks_m) * rows
+        p_chunk += o_n % rows
+        plane = columns * blocks_m
+        tl.store(p_chunk, count, mask=o_n < columns)
+        tl.store(p_chunk + plane, mean, mask=o_n < columns)
+        tl.store(p_chunk + 2 * plane, m2, mask=o_n < columns)
+
+
+# What tuning tries, the default first. There are two accumulators, and an epilogue that holds
+# addresses of three operands.
+HALF = (
+    Config(block_m=64, block_n=64, block_k=32, num_warps=8, num_stages=4),
+    Config(block_m=64, block_n=64, block_k=32, num_warps=8, num_stages=2),
+    Config(block_m=64, block_n=32, block_k=32, num_warps=4, num_stages=4),
+)
+SINGLE = (Config(block_m=64, block_n=32, block_k=16, num_warps=8, num_stages=2),)
+
+
+def synthesize(
+    y: Tensor,
+    matrix: Tensor,
+    tiling: Tiling,
+    out: Tensor,
+    *,
+    bound: Tensor | None = None,
+    sqrt_points: float = 1.0,
+    gain: float = 1.0,
+    epilogue: EpilogueName = "store",
+    bias: Tensor | None = None,
+    other: Tensor | None = None,
+    amax: Tensor | None = None,
+    stats: tuple[Tensor, Tensor] | None = None,
+    targets: TokenTargets | None = None,
+    config: Config | None = None,
+) -> None:
+    """Transform back into the tiles of an image, which must not overlap; what juts out is dropped.
+
+    With y the product times gain / s, what is stored is, by name of the epilogue:
+
+    * ``"store"``: y;
+    * ``"tanh_bias"``: tanh(y) + bias;
+    * ``"mix"``: (y + other) / 3;
+    * ``"bias_residual"``: y + bias + other, the latter where given.
+
+    Args:
+        y: ``[F, 2, T, C]``, contiguous, or any shape with as many elements; of the matrix's dtype.
+        matrix: ``[2, K, F']``, contiguous, E of the module's docstring, as ``dft.folded_synthesis``
+            makes it; F' at least F, and columns beyond F meet zeros. Fastest where F' is a multiple
+            of 16.
+        tiling: of ``out``, with ``before`` 0.
+        out: ``[B, C, H, W]``, any strides, any float dtype up to float32; with targets ``[B, E]``,
+            contiguous.
+        bound, sqrt_points: as given to :func:`analyze` for the signal that y was computed from.
+        gain: a factor.
+        epilogue: see above.
+        bias: a view ``[C, H, W]``, any strides, for ``"tanh_bias"``; ``[C]``, contiguous, for
+            ``"bias_residual"``.
+        other: ``[B, C, H, W]``, of the strides of ``out``; any with targets; may be ``out``.
+        amax: ``[]`` or ``[1]`` float32, raised to the largest magnitude stored.
+        stats: mean and reciprocal standard deviation of what is stored, over (H, W); written,
+            ``[B, C]`` float32, contiguous.
+        targets: the image is tokens ``[B, Nw, r, chunk]``, to be scaled and written into LoRA
+            tensors as :func:`.detokenize.detokenize` does it.
+        config: by default the device's, see :mod:`.tuning`.
+
+    Raises:
+        ValueError: no GPU, or the operands do not fit together.
+    """
+    require_gpu(y, matrix, out)
+    shape = output_shape(out, targets)
+    batch, channels, height, width = shape
+    spatial = tiling.tiles_h * tiling.tiles_w
+    columns = spatial * batch * channels
+    if matrix.ndim != 3 or matrix.shape[:2] != (2, tiling.folded):
+        raise ValueError(
+            f"the matrix has shape {list(matrix.shape)}; expected [2, {tiling.folded}, bins or "
+            "more]."
+        )
+    if y.dtype != matrix.dtype:
+        raise ValueError(f"y is {y.dtype} and the matrix {matrix.dtype}; expected the same dtype.")
+    bins, inner = y.numel() // max(1, 2 * columns), matrix.shape[2]
+    if bins > inner:
+        raise ValueError(f"y has {bins} bins, the matrix only {inner} columns.")
+    require_flat("the matrix", matrix, 2 * tiling.folded * inner)
+    require_flat("y", y, 2 * bins * columns)
+    require_operands(epilogue, shape, bias, other)
+    layout = "tokens" if targets else "last" if out.stride(1) == 1 else "first"
+    if config is None:
+        candidates = SINGLE if matrix.dtype == torch.float32 else HALF
+        problem = matrix.dtype, epilogue, layout, tiling.folded, columns, inner
+        config = tuned.config(candidates, out.device, "synthesize", *problem)
+    bias_strides = bias.stride() if bias is not None and bias.ndim == 3 else (0, 0, 0)
+    strides = image_strides(out, targets, other)
+    blocks_m = triton.cdiv(tiling.folded, config.block_m)
+    blocks_n = triton.cdiv(columns, config.block_n)
+    if blocks_m * blocks_n == 0:
+        return
+    chunks = None
+    if stats is not None:
+        chunks = y.new_empty(3, spatial * blocks_m, batch * channels, dtype=torch.float32)
+    _synthesize_kernel[(blocks_m * blocks_n,)](
+        y_ptr=y,
+        matrix_ptr=matrix,
+        out_ptr=out,
+        bound_ptr=bound,
+        bias_ptr=bias,
+        other_ptr=other,
+        amax_ptr=amax,
+        chunks_ptr=chunks,
+        targets_ptr=targets.table if targets else None,
+        token_mean_ptr=targets.mean if targets else None,
+        token_std_ptr=targets.std if targets else None,
+        stride_ob=strides[0],
+        stride_oc=strides[1],
+        stride_oh=strides[2],
+        stride_ow=strides[3],
+        stride_bc=bias_strides[0],
+        stride_bh=bias_strides[1],
+        stride_bw=bias_strides[2],
+        stride_lora=out.stride(0),
+        bins=bins,
+        inner=inner,
+        batch=batch,
+        channels=channels,
+        height=height,
+        width=width,
+        columns=columns,
+        tiles_w=tiling.tiles_w,
+        step_h=tiling.step_h,
+        step_w=tiling.step_w,
+        sqrt_points=sqrt_points,
+        gain=gain,
+        SIZE_H=tiling.size_h,
+        SIZE_W=tiling.size_w,
+        EPILOGUE=epilogue,
+        CHANNELS_LAST=layout == "last",
+        ALIGN=math.gcd(16, channels) if targets else alignment(out),
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    if chunks is not None and stats is not None:
+        merge_chunks(chunks, *stats)

@@ -1,0 +1,358 @@
+"""Direct convolution as one implicit matrix product, for convolutions of few channels.
+
+For stride 1, zero "same" padding p = (k - 1) / 2 and an odd square kernel,
+
+    y[b, o, h, w] = sum over u, v, c of weight[o, c, u, v] x[b, c, h + u - p, w + v - p],
+
+x and out being strided views ``[B, C, H, W]`` and ``[B, C', H, W]``. A program owns a rectangle of
+positions and a block of output channels: ``acc [positions, C'] += x [positions, K] @ w [K, C']``
+with K running over taps and channels. Positions are on the M side, since there are always many:
+wgmma takes 64 rows at a time but is content with 8 columns. Where C < 16, taps and channels are one
+index, or most of a block of K would be padding.
+
+LayerNorm may be applied on load, to what lies inside the image, and an epilogue before the store.
+
+Bytes moved, of E bytes an element: E (B H W (C + C') + k^2 C C'), as far as caches hold the overlap
+of windows.
+"""
+
+# mypy: disable-error-code="import-untyped, no-untyped-def"
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.triton import tuning as tuned
+from dnd_fast.kernels.triton.checks import (
+    EpilogueName,
+    LayerNorm,
+    image_strides,
+    output_shape,
+    require_gpu,
+    require_operands,
+)
+from dnd_fast.kernels.triton.layer_norm import merge_chunks
+from dnd_fast.kernels.triton.primitives import (
+    epilogue_store,
+    layer_norm_on_load,
+    lora_offsets,
+    moments,
+)
+
+
+@triton.jit
+def _direct_conv_kernel(
+    x_ptr,
+    weight_ptr,
+    out_ptr,
+    mean_ptr,
+    rstd_ptr,
+    gamma_ptr,
+    beta_ptr,
+    bias_ptr,
+    other_ptr,
+    amax_ptr,
+    chunks_ptr,
+    targets_ptr,
+    token_mean_ptr,
+    token_std_ptr,
+    stride_xb,
+    stride_xc,
+    stride_xh,
+    stride_xw,
+    stride_ob,
+    stride_oc,
+    stride_oh,
+    stride_ow,
+    stride_sb,
+    stride_sh,
+    stride_sw,
+    stride_gc,
+    stride_gh,
+    stride_gw,
+    stride_bc,
+    stride_bh,
+    stride_bw,
+    stride_lora,
+    channels_in,
+    channels_out,
+    height,
+    width,
+    KERNEL: tl.constexpr,
+    JOINT: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    # Blocks of output channels are neighbours: they read the same windows.
+    blocks_n, tiles_w = tl.cdiv(channels_out, BLOCK_N), tl.cdiv(width, BLOCK_W)
+    i_n = tl.program_id(0) % blocks_n
+    i_tile = tl.program_id(0) // blocks_n
+    i_w = i_tile % tiles_w
+    i_h = i_tile // tiles_w % tl.cdiv(height, BLOCK_H)
+    i_b = (i_tile // (tiles_w * tl.cdiv(height, BLOCK_H))).to(tl.int64)
+    # The rectangle's width is a constant, so that the compiler sees runs of neighbours in memory.
+    o_m = tl.arange(0, BLOCK_H * BLOCK_W)[:, None]
+    o_h = i_h * BLOCK_H + o_m // BLOCK_W
+    o_w = i_w * BLOCK_W + o_m % BLOCK_W
+    o_n = (i_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]).to(tl.int64)
+    o_k = tl.arange(0, BLOCK_K)
+    m_n = o_n < channels_out
+
+    blocks_k = tl.cdiv(channels_in, BLOCK_K)
+    taps = KERNEL * KERNEL
+    steps = tl.cdiv(taps * channels_in, BLOCK_K) if JOINT else taps * blocks_k
+    acc = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_N), tl.float32)
+    for step in range(steps):
+        if JOINT:
+            o_tap, o_c = (step * BLOCK_K + o_k) // channels_in, (step * BLOCK_K + o_k) % channels_in
+            m_k = o_tap < taps
+            p_w = weight_ptr + (o_tap[:, None] * channels_out + o_n) * channels_in + o_c[:, None]
+            tap = o_tap[None, :]
+        else:
+            tap, o_c = step // blocks_k, step % blocks_k * BLOCK_K + o_k
+            m_k = o_c < channels_in
+            p_w = weight_ptr + (tap * channels_out + o_n) * channels_in + o_c[:, None]
+        b_w = tl.load(p_w, mask=m_k[:, None] & m_n, other=0.0)  # [K, N]
+
+        o_c = o_c[None, :]
+        o_y = o_h + (tap // KERNEL - KERNEL // 2)  # [M, 1], jointly [M, K]
+        o_x = o_w + (tap % KERNEL - KERNEL // 2)
+        m_x = (o_y >= 0) & (o_y < height) & (o_x >= 0) & (o_x < width) & m_k[None, :]
+        p_x = x_ptr + i_b * stride_xb + o_c.to(tl.int64) * stride_xc
+        p_x += o_y.to(tl.int64) * stride_xh + o_x.to(tl.int64) * stride_xw
+        b_x = tl.load(p_x, mask=m_x, other=0.0)  # [M, K]
+        if mean_ptr is not None:
+            o_stats = o_y * stride_sh + o_x * stride_sw
+            o_affine = o_c * stride_gc + o_y * stride_gh + o_x * stride_gw
+            b_x = layer_norm_on_load(
+                b_x,
+                m_x,
+                mean_ptr + i_b * stride_sb,
+                rstd_ptr + i_b * stride_sb,
+                gamma_ptr,
+                beta_ptr,
+                tl.broadcast_to(o_stats, m_x.shape),
+                o_affine,
+            )
+        acc = tl.dot(b_x.to(b_w.dtype), b_w, acc, input_precision="ieee")  # [M, N]
+
+    o_h, o_w = o_h.to(tl.int64), o_w.to(tl.int64)
+    m_out = (o_h < height) & (o_w < width) & m_n
+    o_c = tl.minimum(o_n, channels_out - 1)  # a channel that exists
+    o_image = i_b * stride_ob + o_n * stride_oc + o_h * stride_oh + o_w * stride_ow
+    o_out = o_image
+    if targets_ptr is not None:
+        o_out, m_kept = lora_offsets(targets_ptr, o_c, o_h, o_w)
+        o_out, m_out = o_out + i_b * stride_lora, m_out & m_kept
+    stored = epilogue_store(
+        acc,
+        m_out,
+        out_ptr,
+        o_out,
+        bias_ptr,
+        o_n * stride_bc + o_h * stride_bh + o_w * stride_bw,
+        other_ptr,
+        o_image,
+        amax_ptr,
+        token_mean_ptr,
+        (o_c * height + o_h) * width + o_w,
+        token_std_ptr,
+        o_c,
+        EPILOGUE,
+    )
+    if chunks_ptr is not None:
+        count, mean, m2 = moments(stored, m_out, 0)
+        o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        m_n = o_n < channels_out
+        tiles = tl.cdiv(height, BLOCK_H) * tiles_w
+        rows = tl.num_programs(0) // (blocks_n * tiles) * channels_out
+        p_chunk = chunks_ptr + i_tile % tiles * rows + i_b * channels_out + o_n
+        tl.store(p_chunk, count, mask=m_n)
+        tl.store(p_chunk + tiles * rows, mean, mask=m_n)
+        tl.store(p_chunk + 2 * tiles * rows, m2, mask=m_n)
+
+
+@dataclass(frozen=True)
+class DirectConvConfig:
+    """Blocks of the matrix product, powers of two, and how its kernel is compiled.
+
+    Attributes:
+        positions: of a program's rectangle.
+        columns: width of the rectangle where the image is large enough.
+        outputs: output channels of a program, at most; 16 or more.
+        inputs: input channels, or (tap, channel) pairs, at a time, at most; 16 or more.
+    """
+
+    positions: int
+    columns: int
+    outputs: int
+    inputs: int
+    num_warps: int
+    num_stages: int
+
+
+# What tuning tries, the default first.
+HALF = (
+    DirectConvConfig(128, columns=32, outputs=64, inputs=32, num_warps=8, num_stages=3),
+    DirectConvConfig(128, columns=16, outputs=64, inputs=32, num_warps=8, num_stages=2),
+    DirectConvConfig(64, columns=32, outputs=64, inputs=32, num_warps=4, num_stages=3),
+)
+SINGLE = (DirectConvConfig(64, columns=16, outputs=32, inputs=16, num_warps=8, num_stages=2),)
+
+
+def pack_weight(weight: Tensor) -> Tensor:
+    """``[C', C, k, k]`` -> ``[k k, C', C]``, contiguous: what :func:`direct_conv2d` takes.
+
+    The gradient with respect to x is the same convolution of out's gradient, with
+    ``weight.transpose(0, 1).flip(2, 3)``.
+    """
+    return weight.permute(2, 3, 0, 1).flatten(0, 1).contiguous()
+
+
+def direct_conv2d(
+    x: Tensor,
+    packed: Tensor,
+    out: Tensor,
+    kernel: int,
+    *,
+    norm: LayerNorm | None = None,
+    epilogue: EpilogueName = "store",
+    bias: Tensor | None = None,
+    other: Tensor | None = None,
+    amax: Tensor | None = None,
+    stats: tuple[Tensor, Tensor] | None = None,
+    targets: TokenTargets | None = None,
+    config: DirectConvConfig | None = None,
+) -> None:
+    """Convolve with stride 1 and "same" padding.
+
+    With y the convolution, what is stored is, by name of the epilogue:
+
+    * ``"store"``: y;
+    * ``"tanh_bias"``: tanh(y) + bias;
+    * ``"mix"``: (y + other) / 3;
+    * ``"bias_residual"``: y + bias + other, the latter where given.
+
+    Args:
+        x: ``[B, C, H, W]``, any strides, any float dtype up to float32.
+        packed: ``[k k, C', C]`` by :func:`pack_weight`; float16, bfloat16 or float32. Products are
+            taken in its dtype and summed in float32.
+        out: ``[B, C', H, W]``, any strides, any float dtype up to float32; apart from x; with
+            targets ``[B, E]``, contiguous.
+        kernel: k, odd.
+        norm: applied to x first.
+        epilogue: see above.
+        bias: a view ``[C', H, W]``, any strides, for ``"tanh_bias"``; ``[C']``, contiguous, for
+            ``"bias_residual"``.
+        other: ``[B, C', H, W]``, of the strides of ``out``; any with targets; may be ``out``.
+        amax: ``[]`` or ``[1]`` float32, raised to the largest magnitude stored.
+        stats: mean and reciprocal standard deviation of what is stored, over (H, W); written,
+            ``[B, C']`` float32, contiguous.
+        targets: the image is tokens ``[B, Nw, r, chunk]``, to be scaled and written into LoRA
+            tensors as :func:`.detokenize.detokenize` does it.
+        config: by default the device's, see :mod:`.tuning`.
+
+    Raises:
+        ValueError: no GPU, or the operands do not fit together.
+    """
+    require_gpu(x, packed, out)
+    if kernel % 2 == 0:
+        raise ValueError(f"kernel={kernel}: it must be odd.")
+    (batch, channels_in, height, width), channels_out = x.shape, packed.shape[1]
+    shape = (batch, channels_out, height, width)
+    for name, found, expected in (
+        ("packed", tuple(packed.shape), (kernel * kernel, channels_out, channels_in)),
+        ("out", output_shape(out, targets), shape),
+    ):
+        if found != expected:
+            raise ValueError(
+                f"{name} has shape {found}; an input of shape {tuple(x.shape)} expects {expected}."
+            )
+    require_operands(epilogue, shape, bias, other)
+    if config is None:
+        candidates = SINGLE if packed.dtype == torch.float32 else HALF
+        layout = "last" if x.stride(1) == 1 else "first"
+        normed, written = "normed" if norm else "plain", "tokens" if targets else epilogue
+        words = packed.dtype, normed, layout, written
+        sizes = batch * height * width, channels_out, channels_in, kernel
+        config = tuned.config(candidates, x.device, "direct_conv", *words, *sizes)
+    block_h, block_w = _rectangle(height, width, config)
+    block_n = min(config.outputs, max(16, triton.next_power_of_2(channels_out)))
+    joint = channels_in < 16
+    block_k = config.inputs if joint else min(config.inputs, triton.next_power_of_2(channels_in))
+    tiles = triton.cdiv(height, block_h) * triton.cdiv(width, block_w)
+    blocks = batch * tiles * triton.cdiv(channels_out, block_n)
+    if blocks == 0:
+        return
+    chunks = None
+    if stats is not None:
+        chunks = x.new_empty(3, tiles, batch * channels_out, dtype=torch.float32)
+    norm_strides = norm.stats_strides if norm else (0,) * 4
+    affine = norm.affine_strides if norm else (0,) * 4
+    bias_strides = bias.stride() if bias is not None and bias.ndim == 3 else (0, 0, 0)
+    out_strides = image_strides(out, targets, other)
+    _direct_conv_kernel[(blocks,)](
+        x_ptr=x,
+        weight_ptr=packed,
+        out_ptr=out,
+        mean_ptr=norm.mean if norm else None,
+        rstd_ptr=norm.rstd if norm else None,
+        gamma_ptr=norm.weight if norm else None,
+        beta_ptr=norm.bias if norm else None,
+        bias_ptr=bias,
+        other_ptr=other,
+        amax_ptr=amax,
+        chunks_ptr=chunks,
+        targets_ptr=targets.table if targets else None,
+        token_mean_ptr=targets.mean if targets else None,
+        token_std_ptr=targets.std if targets else None,
+        stride_xb=x.stride(0),
+        stride_xc=x.stride(1),
+        stride_xh=x.stride(2),
+        stride_xw=x.stride(3),
+        stride_ob=out_strides[0],
+        stride_oc=out_strides[1],
+        stride_oh=out_strides[2],
+        stride_ow=out_strides[3],
+        stride_sb=norm_strides[0],
+        stride_sh=norm_strides[2],
+        stride_sw=norm_strides[3],
+        stride_gc=affine[1],
+        stride_gh=affine[2],
+        stride_gw=affine[3],
+        stride_bc=bias_strides[0],
+        stride_bh=bias_strides[1],
+        stride_bw=bias_strides[2],
+        stride_lora=out.stride(0),
+        channels_in=channels_in,
+        channels_out=channels_out,
+        height=height,
+        width=width,
+        KERNEL=kernel,
+        JOINT=joint,
+        EPILOGUE=epilogue,
+        BLOCK_H=block_h,
+        BLOCK_W=block_w,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    if chunks is not None and stats is not None:
+        merge_chunks(chunks, *stats)
+
+
+def _rectangle(height: int, width: int, config: DirectConvConfig) -> tuple[int, int]:
+    """Height and width of a program's rectangle: not much taller or, if possible, wider than x."""
+    block_w = min(config.columns, triton.next_power_of_2(width))
+    block_h = min(config.positions // block_w, triton.next_power_of_2(height))
+    return block_h, config.positions // block_h

@@ -1,0 +1,106 @@
+"""The command line, as a user runs it."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from dnd_fast import InvalidInput
+from dnd_fast.cli import app
+from dnd_fast.demo.tasks import split_tasks
+from dnd_fast.generator import DEMO_MODELS
+from dnd_fast.svf.expert import Expert
+
+runner = CliRunner()
+
+
+def dnd_fast(*arguments):
+    """Run in a process of its own, as installed."""
+    command = [sys.executable, "-m", "dnd_fast.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    file = tmp_path / "task.txt"
+    file.write_text(
+        "\n".join(f"take the opening letter of the tool {w}" for w in "cup pan axe".split())
+    )
+    return file
+
+
+def test_help_teaches_and_is_quick():
+    start = time.perf_counter()
+    result = dnd_fast("--help")
+    seconds = time.perf_counter() - start
+    assert result.returncode == 0
+    for command in ("generate", "demo", "info", "convert"):
+        assert command in result.stdout
+    assert seconds < 5  # importing torch and transformers alone takes longer on a busy machine
+
+
+def test_generate_and_info(prompts, tmp_path):
+    result = runner.invoke(app, ["generate", str(prompts), "--out", str(tmp_path / "adapter")])
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 4
+    result = runner.invoke(app, ["info", str(tmp_path / "adapter")])
+    assert "24,576" in result.output  # parameters
+    result = runner.invoke(app, ["info", "demo"])
+    assert "8 prompts of 24 tokens" in result.output
+
+
+def test_plan():
+    result = runner.invoke(app, ["plan", "coding-7b", "--device", "h200"])
+    assert result.exit_code == 0, result.output
+    assert "21x18" in result.output  # 64 tiles without padding for the largest layer
+    assert "all direct: 49.93 TFLOP" in result.output
+    small = runner.invoke(app, ["plan", "demo", "--device", "cpu", "--memory", "1e-9"])
+    assert isinstance(small.exception, InvalidInput)
+
+
+def test_errors_are_one_line_and_no_traceback(tmp_path):
+    result = dnd_fast("generate", tmp_path / "missing.txt", "--out", tmp_path / "adapter")
+    assert result.returncode == 1
+    assert "missing.txt: there is no such file of prompts" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_demo(tmp_path):
+    """What `make demo` shows, and the figures that it writes."""
+    result = runner.invoke(
+        app, ["demo", "--out", str(tmp_path / "adapter"), "--json", str(tmp_path / "figures.json")]
+    )
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["base"] <= 0.05
+    assert figures["generated"] >= 0.65
+    assert figures["control"] <= 0.05
+    assert figures["oracle"] >= 0.8
+    assert figures["seconds"] < 1
+    for text in ("A task that the generator never saw", "Does it work?", "PeftModel"):
+        assert text in result.output
+
+
+def test_train_an_expert(tmp_path):
+    """Settings come from a .toml; what belongs to the other method is refused."""
+    examples = next(iter(split_tasks(0)["train"])).examples(12, "train", 0)
+    data = tmp_path / "task.jsonl"
+    data.write_text(
+        "".join(json.dumps({"prompt": e.prompt, "response": e.answer}) + "\n" for e in examples)
+    )
+    settings = tmp_path / "quick.toml"
+    settings.write_text("objective = 'next-token'\nsteps = 2\nbatch = 4\nmax_new_tokens = 4\n")
+    models = ["--base", DEMO_MODELS / "base", "--tokenizer", DEMO_MODELS / "tokenizer"]
+    common = ["train", "--data", data, *models, "--out", tmp_path / "expert"]
+    svf = [*common, "--method", "svf", "--recipe", settings, "--cache", tmp_path / "cache"]
+    result = runner.invoke(app, [str(word) for word in svf])
+    assert result.exit_code == 0, result.output
+    assert Expert.load(tmp_path / "expert").config.base_model == str(DEMO_MODELS / "base")
+    for wrong in (common, [*svf, "--hold-out", "x"], [*svf, "--estimate"]):
+        result = runner.invoke(app, [str(word) for word in wrong])
+        assert isinstance(result.exception, InvalidInput)
+        assert "for --method svf" in str(result.exception)

@@ -1,0 +1,97 @@
+"""Plans within a budget: what a process really takes, measured by the operating system."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dnd_fast import HyperConvDecoder, InvalidInput
+from dnd_fast.decoder.planning import plan_for, planned_memory
+
+FEATURES = [(64, 96, 128), (128, 64, 96), (256, 32, 96), (512, 32, 64)]
+# A process of its own, whose high-water mark is set back once planning is done.
+MEASURE = """
+import gc, re, sys
+from pathlib import Path
+import torch
+from dnd_fast import HyperConvDecoder
+from dnd_fast.decoder.planning import plan_for
+
+features, weights, budget = eval(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+
+def status(key):
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(re.findall(key + r":\\s+(\\d+) kB", text)[0])
+
+for plan in ("direct", "fft"):  # code is in memory from now on
+    small = HyperConvDecoder([(6, 8, 8), (8, 6, 8)], 9).requires_grad_(False)
+    small.set_plan(plan, weights=weights)
+    small(torch.randn(1, 6, 8, 8))
+decoder = HyperConvDecoder(features, 9).requires_grad_(False)
+plan = plan_for(decoder, memory=budget, weights=weights)
+x = torch.randn(1, *features[0])
+gc.collect()
+Path("/proc/self/clear_refs").write_text("5")
+own = sum(each.nbytes for each in (x, *decoder.parameters()))
+beside = status("VmRSS") - own
+decoder.set_plan(plan)
+decoder(x)
+print(status("VmHWM") - beside)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("weights", ["cached", "int8", "streamed"])
+def test_the_budget_is_kept(weights):
+    decoder = HyperConvDecoder(FEATURES, 9).requires_grad_(False)
+    free = planned_memory(decoder, plan_for(decoder, weights=weights))
+    budget = 0.8 * free
+    command = [sys.executable, "-c", MEASURE, repr(FEATURES), weights, str(budget)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0 < int(result.stdout) <= budget
+
+
+def test_says_what_stays_direct_for_memory(caplog):
+    decoder = HyperConvDecoder(FEATURES, 9).requires_grad_(False)
+    plan = plan_for(decoder)
+    assert "3.layerwise" not in plan.direct
+    raw = sum(parameter.nbytes for parameter in decoder.parameters())
+    with caplog.at_level(logging.WARNING):
+        for budget in (4 * raw, 3.5 * raw, 3 * raw, 2.7 * raw):
+            tight = plan_for(decoder, memory=budget)
+            assert planned_memory(decoder, tight) <= budget
+            if set(tight.direct) > set(plan.direct):
+                break
+    assert set(tight.direct) > set(plan.direct)
+    for name in tight.direct:
+        assert name in caplog.text
+    with pytest.raises(InvalidInput, match="is too little for this decoder with weights='cached'"):
+        plan_for(decoder, memory=0.5 * raw)
+    with pytest.raises(InvalidInput, match=r"weights='fp8'; choose one of \('cached'"):
+        plan_for(decoder, weights="fp8")
+
+
+def test_raw_weights_that_are_replaced_do_not_count_twice():
+    """Once a list of them kept them alive while memory was counted."""
+    decoder = HyperConvDecoder(FEATURES, 9).requires_grad_(False)
+    plan = plan_for(decoder)
+    raw = sum(parameter.nbytes for parameter in decoder.parameters())
+    counted = (planned_memory(decoder, plan) - (1 << 25)) / 1.1
+    assert plan.weight_bytes < counted < plan.weight_bytes + raw
+
+
+def test_16_bit_decoders_keep_float16_weights():
+    torch.manual_seed(0)
+    decoder = HyperConvDecoder([(8, 32, 32), (8, 32, 32), (6, 16, 24)], 5).requires_grad_(False)
+    x = torch.randn(2, 8, 32, 32)
+    expected = decoder(x)
+    decoder.bfloat16().set_plan("fft", weights="cached")
+    for block in decoder.blocks:
+        for weight in block.transformed.values():
+            assert weight.values.dtype == torch.float16
+    found = decoder(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).norm() <= 0.02 * expected.norm()

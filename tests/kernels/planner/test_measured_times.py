@@ -1,0 +1,47 @@
+"""Tables of measured times: written by measuring, read by the planner."""
+
+import json
+
+import torch
+
+from dnd_fast.kernels import device
+from dnd_fast.kernels.device import PROFILES
+from dnd_fast.kernels.planner import measured_times as measured
+from dnd_fast.kernels.planner.cost_model import conv_plans, decoder_convolutions, plan_decoder
+
+FEATURES = [[4, 9, 12], [6, 8, 10], [6, 8, 10]]
+
+
+def test_measures_every_shape_once():
+    progress = []
+    for weights in ("cached", "streamed", "int8"):
+        found = measured.measure(
+            FEATURES,
+            5,
+            PROFILES["cpu"],
+            weights=weights,
+            seconds=0.01,
+            report=lambda done, total: progress.append((done, total)),
+        )
+        shapes = decoder_convolutions(FEATURES, 5)
+        assert set(found) == {shape.key(1, weights) for shape in shapes}
+        for shape in shapes:
+            times = found[shape.key(1, weights)]
+            algorithms = {each.algorithm for each in conv_plans(shape, PROFILES["cpu"])}
+            assert "direct" in times
+            assert set(times) <= algorithms
+            assert all(0 < seconds < 5 for seconds in times.values())
+        plan = plan_decoder(FEATURES, 5, PROFILES["cpu"], weights=weights, measured=found)
+        for choice in plan.convolutions:
+            assert choice.seconds == min(found[choice.shape.key(1, weights)].values())
+    assert progress[-1] == (10, 10)
+
+
+def test_tables_by_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "TABLES", tmp_path)
+    monkeypatch.setattr(device, "device_name", lambda device: "A (R) Chip @ 2.0, 2 cores")
+    assert measured.load_table("cpu") == {}
+    path = measured.table_path(torch.device("cpu"))
+    assert path.name == "A-R-Chip-2-0-2-cores.json"
+    path.write_text(json.dumps({"seconds": {"a": {"direct": 1.0}}}))
+    assert measured.load_table("cpu") == {"a": {"direct": 1.0}}

@@ -1,0 +1,343 @@
+"""Embeddings of prompts, against transformers and sentence-transformers' own outputs."""
+
+import warnings
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    T5Model,
+)
+
+from dnd_fast import Generator, InvalidInput, TextEncoder
+from dnd_fast.demo.tokenizer import build_tokenizer
+from dnd_fast.generator import GeneratorConfig
+from dnd_fast.recipe import ConditionSpec, DecoderSpec
+from dnd_fast.text.encoder import LengthProjection
+from dnd_fast.text.glove import GloveEncoder
+
+SHORT = "take the opening letter of the tool cord"
+LONG = "count the letters in lemon and add nothing else " * 80  # about 720 tokens
+
+
+def reference(encoder, prompt):
+    """One prompt, no padding, straight through transformers."""
+    inputs = encoder.tokenizer([prompt], return_tensors="pt")
+    with torch.no_grad():
+        return encoder.model(**inputs).last_hidden_state[0]
+
+
+@pytest.fixture
+def calls(encoder, monkeypatch):
+    """Batch sizes of the encoder's forward passes."""
+    sizes = []
+    forward = encoder.model.forward
+
+    def counted(*args, **kwargs):
+        sizes.append(len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(encoder.model, "forward", counted)
+    return sizes
+
+
+def test_short_prompts(encoder):
+    found = encoder.encode([SHORT, "echo"], 24)
+    assert found.shape == (2, 24, 384)
+    assert found.dtype == torch.float32
+    for row, prompt in enumerate((SHORT, "echo")):
+        expected = reference(encoder, prompt)
+        torch.testing.assert_close(found[row, : len(expected)], expected, rtol=1e-4, atol=1e-5)
+        assert not found[row, len(expected) :].any()  # exactly zero, not merely small
+
+
+def test_long_prompts_are_sliced(encoder):
+    """Tokenised once, cut at 512, encoded slice by slice, laid end to end."""
+    ids = encoder.tokenizer(LONG, verbose=False)["input_ids"]
+    assert 512 < len(ids) < 1024
+    found = encoder.encode([LONG], 1536)[0]
+    for start in range(0, len(ids), 512):
+        part = torch.tensor([ids[start : start + 512]])
+        with torch.no_grad():
+            expected = encoder.model(input_ids=part).last_hidden_state[0]
+        torch.testing.assert_close(
+            found[start : start + 512][: len(expected)], expected, rtol=1e-4, atol=1e-5
+        )
+    assert not found[len(ids) :].any()
+
+
+def test_padding_as_published(encoder, calls):
+    """padding="encoded": slices of nothing but padding are all the same and encoded once."""
+    found = encoder.encode([SHORT, "echo"], 2048, padding="encoded")
+    assert sum(calls) == 3  # two prompts' first slices, one slice of padding
+    inputs = encoder.tokenizer([SHORT], padding="max_length", max_length=512, return_tensors="pt")
+    with torch.no_grad():
+        expected = encoder.model(**inputs).last_hidden_state[0]
+    torch.testing.assert_close(found[0, :512], expected, rtol=1e-4, atol=1e-5)
+    for start in (1024, 1536):
+        assert torch.equal(found[0, 512:1024], found[0, start : start + 512])
+    assert torch.equal(found[0, 512:], found[1, 512:])
+    assert found.isfinite().all()
+
+
+def test_zero_padding_encodes_no_padding_slices(encoder, calls):
+    encoder.encode([SHORT, "echo"], 2048)
+    assert sum(calls) == 2
+
+
+def test_repeated_prompts_are_encoded_once(encoder, calls):
+    found = encoder.encode(["echo", SHORT, "echo"], 16)
+    assert sum(calls) == 2
+    assert torch.equal(found[0], found[2])
+
+
+def test_truncation_is_counted(encoder):
+    with pytest.warns(UserWarning, match="1 of 2 prompts are longer than 8 tokens"):
+        found = encoder.encode([SHORT, "echo"], 8)
+    assert found.shape == (2, 8, 384)
+    assert found[0].any(-1).all()
+
+
+def test_cache(encoder, calls, tmp_path):
+    prompts = [SHORT, LONG]
+    first = encoder.encode(prompts, 1024, cache=tmp_path)
+    encoded = sum(calls)
+    assert torch.equal(encoder.encode(prompts, 1024, cache=tmp_path), first)
+    assert sum(calls) == encoded
+    for changed in (([SHORT, SHORT], 1024), (prompts, 1023)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            encoder.encode(*changed, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_damaged_cache_is_replaced(encoder, tmp_path, caplog):
+    first = encoder.encode([SHORT], 24, cache=tmp_path)
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    assert torch.equal(encoder.encode([SHORT], 24, cache=tmp_path), first)
+    assert "encoded again" in caplog.text
+    assert torch.equal(encoder.encode([SHORT], 24, cache=tmp_path), first)
+
+
+def test_other_weights_have_another_fingerprint(encoder):
+    """A cache must not serve one encoder's embeddings to another."""
+    before = encoder.fingerprint()
+    weight = encoder.model.embeddings.LayerNorm.bias
+    weight.data[0] += 1
+    try:
+        assert encoder.fingerprint() != before
+    finally:
+        weight.data[0] -= 1
+
+
+def test_the_encoder_half_of_an_encoder_decoder(encoder):
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=30522, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    model = T5Model(config)
+    t5 = TextEncoder(model, encoder.tokenizer)
+    found = t5.encode(["echo"], 8)[0]
+    ids = encoder.tokenizer("echo", return_tensors="pt")["input_ids"]
+    expected = model.encoder(input_ids=ids).last_hidden_state[0]
+    torch.testing.assert_close(found[: len(expected)], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tampered_package_is_refused(monkeypatch):
+    """The packaged weights are a stranger's: anything but the original is refused."""
+    from dnd_fast import InvalidInput
+    from dnd_fast.text import encoder as condition
+
+    monkeypatch.setattr(condition, "DEFAULT_ENCODER_SHA256", "0" * 64)
+    with pytest.raises(InvalidInput, match="is not the original all-MiniLM-L6-v2"):
+        TextEncoder.from_pretrained()
+
+
+def test_length_projection_runs_along_the_length():
+    """Guards against the published view, which mixes tokens with channels."""
+    projection = LengthProjection(6, 4)
+    x = torch.randn(2, 3, 6, 5)
+    found = projection(x)
+    for channel in range(5):
+        hidden = torch.nn.functional.silu(projection.down_proj(x[..., channel]))
+        torch.testing.assert_close(found[..., channel], projection.gate_proj(hidden))
+
+
+@pytest.fixture(scope="module")
+def t5_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("t5")
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=350, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_t5_from_a_folder(t5_folder):
+    """Slices, padding and the relative positions of a real encoder-decoder on disk."""
+    t5 = TextEncoder.from_pretrained(t5_folder)
+    prompts = [SHORT, "echo"]
+    found = t5.encode(prompts, 40)
+    model = AutoModel.from_pretrained(t5_folder).eval()
+    for row, prompt in enumerate(prompts):
+        ids = t5.tokenizer(prompt, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            expected = model.encoder(input_ids=ids).last_hidden_state[0]
+        torch.testing.assert_close(found[row, : len(expected)], expected, rtol=1e-4, atol=1e-5)
+        assert not found[row, len(expected) :].any()
+
+
+SIZES = {
+    "vocab_size": 350,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.fixture(scope="module", params=["qwen2", "llama"])
+def causal_folder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    kinds = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+    config, model = kinds[request.param]
+    model(config(**SIZES)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("layer", [0, 2, -1, -2, None])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_hidden_layer_of_a_language_model(causal_folder, layer, side):
+    """Every token's state is what it is without padding, whatever side the tokenizer pads on."""
+    tokenizer = build_tokenizer()
+    tokenizer.padding_side = side
+    encoder = TextEncoder(AutoModel.from_pretrained(causal_folder), tokenizer, layer=layer)
+    model = AutoModelForCausalLM.from_pretrained(causal_folder).eval()
+    prompts = [SHORT, "echo", SHORT + " " + SHORT]
+    found = encoder.encode(prompts, 100)
+    for row, prompt in enumerate(prompts):
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            states = model(input_ids=ids, output_hidden_states=True).hidden_states
+        expected = states[-1 if layer is None else layer][0]
+        torch.testing.assert_close(found[row, : len(expected)], expected, rtol=1e-4, atol=1e-5)
+        assert not found[row, len(expected) :].any()
+
+
+def test_the_layer_is_part_of_the_name_and_of_the_fingerprint(tmp_path):
+    """A cache must not serve one layer's states for another's."""
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config(**SIZES)).to(torch.bfloat16).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    second, last = (TextEncoder.from_pretrained(f"{tmp_path}#layer={k}") for k in (2, -1))
+    assert (second.layer, last.layer, second.width) == (2, -1, 32)
+    assert second.model.dtype == torch.bfloat16  # a 7B one must not take 28 GB
+    assert second.fingerprint() != last.fingerprint()
+    states = [each.encode(["echo"], 8, cache=tmp_path / "cache") for each in (second, last)]
+    assert states[0].dtype == torch.float32
+    assert not torch.equal(*states)
+    for wrong, message in (("4", "has 3 layers"), ("-5", "has 3 layers"), ("x", "an integer")):
+        with pytest.raises(InvalidInput, match=message):
+            TextEncoder.from_pretrained(f"{tmp_path}#layer={wrong}")
+
+
+GLOVE = {
+    "cats": [1.0, 0.0, 2.0],
+    "the": [0.0, 3.0, -1.0],
+    ",": [0.5, 0.5, 0.5],
+    "well-known": [4.0, 4.0, 4.0],
+    "Paris": [7.0, 0.0, 0.0],
+    "at name": [9.0, 9.0, 9.0],  # words with spaces are real in the largest published file
+}
+
+
+@pytest.fixture
+def glove_file(tmp_path):
+    file = tmp_path / "vectors.txt"
+    lines = (f"{word} {' '.join(map(str, vector))}\n" for word, vector in GLOVE.items())
+    file.write_text("".join(lines))
+    return file
+
+
+def test_glove(glove_file):
+    encoder = TextEncoder.from_pretrained(f"glove:{glove_file}")
+    assert encoder.width == 3
+    found = encoder.encode(["The  cats, well-known (cats,", "Paris paris"], 6)
+    vectors = {word: torch.tensor(vector) for word, vector in GLOVE.items()}
+    unknown = torch.stack(list(vectors.values())).mean(0)
+    expected = torch.zeros(2, 6, 3)
+    expected[0, 0] = vectors["the"]
+    expected[0, 1] = (vectors["cats"] + vectors[","]) / 2
+    expected[0, 2] = vectors["well-known"]
+    expected[0, 3] = (vectors["cats"] + vectors[","]) / 2  # "(" is not in the table
+    expected[1, 0] = vectors["Paris"]
+    expected[1, 1] = unknown  # not padding's zero
+    torch.testing.assert_close(found, expected)
+    with pytest.warns(UserWarning, match="1 of 2 prompts are longer than 3 words"):
+        assert encoder.encode(["the the the the", "the"], 3).shape == (2, 3, 3)
+
+
+def test_glove_unknown_word_of_its_own(glove_file):
+    glove_file.write_text(glove_file.read_text() + "<unk> -1 -1 -1\n")
+    encoder = GloveEncoder.read(glove_file)
+    assert encoder.encode(["zebra"], 1).flatten().tolist() == [-1, -1, -1]
+
+
+def test_glove_cache_and_fingerprint(glove_file, tmp_path):
+    encoder = GloveEncoder.read(glove_file)
+    first = encoder.encode(["the cats", "the"], 4, cache=tmp_path / "cache")
+    assert torch.equal(encoder.encode(["the cats", "the"], 4, cache=tmp_path / "cache"), first)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    before = encoder.fingerprint()
+    glove_file.write_text(glove_file.read_text().replace("cats", "dogs"))  # the same vectors
+    assert GloveEncoder.read(glove_file).fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("line", "damage"),
+    [
+        (3, ", 0.5 0.5"),
+        (3, ", 0.5 0.5 0.5 0.5"),
+        (3, ", 0.5 0.5 x"),
+        (3, ", 0.5 0.5 nan"),
+        (3, ""),
+        (2, "\udcff 0.5 0.5 0.5"),
+        (1, "400000 300"),  # a word2vec header: noticed on the line after it
+    ],
+)
+def test_damaged_glove_file(glove_file, line, damage):
+    lines = glove_file.read_text().split("\n")
+    lines[line - 1] = damage
+    glove_file.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    named = line + (damage == "400000 300")
+    with pytest.raises(InvalidInput, match=rf"vectors.txt, line {named}: "):
+        TextEncoder.from_pretrained(f"glove:{glove_file}")
+
+
+def test_glove_file_missing_or_empty(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file of word vectors"):
+        TextEncoder.from_pretrained(f"glove:{tmp_path / 'none.txt'}")
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(InvalidInput, match="is empty"):
+        TextEncoder.from_pretrained(f"glove:{tmp_path / 'empty.txt'}")
+
+
+def test_a_generator_takes_any_encoder_by_name(shared_generator, glove_file):
+    layout = shared_generator.layout
+    features = [[2, 5, 3], [4, 4, 4], [layout.num_tokens, *layout.token_shape]]
+    generator = Generator(
+        GeneratorConfig(
+            ConditionSpec(f"glove:{glove_file}", prompts=2, length=5),
+            DecoderSpec(features, 3),
+            layout.to_dict(),
+        )
+    )
+    assert generator.generate(["the cats", "Paris"]).modules

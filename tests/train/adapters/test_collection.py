@@ -1,0 +1,95 @@
+"""Data sets and collections on disk: what is wrong with them is named before hours are spent."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from dnd_fast import Adapter, InvalidInput
+from dnd_fast.text.datasets import Dataset, Example
+from dnd_fast.train.adapters.collection import Collection
+
+
+def test_dataset(tmp_path):
+    path = tmp_path / "arc-c.train.jsonl"
+    rows = [
+        {"prompt": "a?", "response": "[A]", "system": "be brief"},
+        {"prompt": "b", "response": "c"},
+    ]
+    path.write_text("\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    dataset = Dataset.read(path)
+    assert dataset.name == "arc-c.train"
+    assert dataset.examples == (Example("a?", "[A]", "be brief"), Example("b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("", "no examples"),
+        ('{"prompt": "a"}', "line 1.*'response'"),
+        ('{"prompt": "a", "response": "b"}\n{"prompt": " ", "response": "b"}', "line 2.*'prompt'"),
+        ('{"prompt": "a", "response": "b", "system": 3}', "'system'"),
+        ('["a", "b"]', "list"),
+        ('{"prompt": "a", ', "not valid JSON"),
+    ],
+)
+def test_unusable_dataset_is_named(tmp_path, content, named):
+    path = tmp_path / "task.jsonl"
+    path.write_text(content)
+    with pytest.raises(InvalidInput, match=named):
+        Dataset.read(path)
+
+
+def test_collection(collection, demo_tasks):
+    assert len(collection.names) == len(demo_tasks)
+    name = collection.names[0]
+    checkpoints = collection.checkpoints(name)
+    assert [path.name for path in checkpoints] == ["step-00076", "step-00077", "step-00078"]
+    tensors = collection.load(checkpoints[0])
+    truth = Adapter.load(checkpoints[0]).tensors
+    assert all(torch.equal(value, truth[key]) for key, value in tensors.items())
+
+
+@pytest.fixture
+def spoiled(shared_collection, tmp_path):
+    return shutil.copytree(shared_collection, tmp_path / "collection")
+
+
+def test_changed_dataset_is_refused(spoiled):
+    path = next((spoiled / "datasets").iterdir())
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(InvalidInput, match=f"{path.name} has changed"):
+        Collection.open(spoiled)
+
+
+def test_dataset_without_adapters_is_refused(spoiled):
+    folder = next((spoiled / "adapters").iterdir())
+    shutil.rmtree(folder)
+    with pytest.raises(InvalidInput, match=f"'{folder.name}' has no adapter"):
+        Collection.open(spoiled)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("r", 8), ("lora_alpha", 3), ("base_model_name_or_path", "another")]
+)
+def test_adapters_that_disagree_are_refused(spoiled, key, value):
+    path = sorted(spoiled.glob("adapters/*/step-*/adapter_config.json"))[-1]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(InvalidInput, match=f"step-00078: {key}"):
+        Collection.open(spoiled)
+
+
+def test_a_damaged_adapter_is_named(spoiled):
+    collection = Collection.open(spoiled)
+    checkpoint = collection.checkpoints(collection.names[1])[2]
+    adapter = Adapter.load(checkpoint)
+    next(iter(adapter.tensors.values())).view(-1)[3] = float("nan")
+    adapter.save(checkpoint)
+    with pytest.raises(InvalidInput, match=rf"{collection.names[1]}/step-00078.*NaN"):
+        collection.load(checkpoint)
+
+
+def test_no_collection(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no collection"):
+        Collection.open(tmp_path)

@@ -1,0 +1,1 @@
+"""Collections of adapters to a generator."""

@@ -1,0 +1,153 @@
+"""Several GPUs or processes: replicas (DDP) or shards (FSDP2), and their state in one piece.
+
+Processes are started by ``torchrun``, which ends all of them when one dies. Accelerate sets them up
+and serves the trackers; its own FSDP2 does not run without a GPU, so sharding is PyTorch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from dnd_fast.decoder.model import HyperConvDecoder
+
+TIMEOUT = timedelta(minutes=30)  # for a process that hangs; one that dies is noticed at once
+CPU = torch.device("cpu")
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all.
+
+    Attributes:
+        rank: from 0.
+        size: how many there are.
+        device: this one's.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+
+    @classmethod
+    def start(cls) -> World:
+        """Join the processes of ``torchrun``, or be alone; on a GPU where there is one."""
+        from accelerate import PartialState
+
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
+        device = CPU if state.device.type == "cpu" else state.device
+        return cls(state.process_index, state.num_processes, device)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def end(self) -> None:
+        """Leave the others."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def wrap(self, decoder: HyperConvDecoder, *, shard: bool) -> nn.Module:
+        """What to call instead of ``decoder``; shards are made of its own parameters."""
+        if self.size == 1:
+            return decoder
+        if not shard:
+            return DistributedDataParallel(decoder, gradient_as_bucket_view=True)
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        for block in decoder.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(decoder, mesh=mesh)
+        return decoder
+
+
+def gradient_sync(model: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
+    """Whether a backward pass ends in gradients averaged over all processes, or adds to its own."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(wanted)
+    if isinstance(model, DistributedDataParallel) and not wanted:
+        return model.no_sync()
+    return nullcontext()
+
+
+def full_state(
+    decoder: HyperConvDecoder, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and the optimiser's state as ``PARAMETER|ENTRY``, whole, on the CPU of rank 0.
+
+    All processes must take part.
+    """
+    weights, state = get_state_dict(decoder, optimizer, options=FULL)
+    flat = dict(_flatten(cast(dict[str, Any], state.get("state", {}))))
+    for key, value in flat.items():
+        if key.rpartition("|")[2].startswith("qmap"):  # bitsandbytes' is one tensor for all
+            flat[key] = value.clone()
+    return cast(dict[str, Tensor], weights), flat
+
+
+def _flatten(nested: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Some optimisers have entries within entries."""
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}|{rest}", inner) for rest, inner in _flatten(value))
+        else:
+            yield key, value
+
+
+def whole_weights(decoder: HyperConvDecoder) -> dict[str, Tensor]:
+    """On the CPU of rank 0; all processes must take part."""
+    return cast(dict[str, Tensor], get_model_state_dict(decoder, options=FULL))
+
+
+def load_weights(decoder: HyperConvDecoder, weights: Mapping[str, Tensor]) -> None:
+    """Take over whole weights, into shards where they are."""
+    set_model_state_dict(decoder, dict(weights), options=FULL)
+
+
+def load_optimizer(
+    decoder: HyperConvDecoder, optimizer: torch.optim.Optimizer, flat: Mapping[str, Any]
+) -> None:
+    """Take over a state that :func:`full_state` gave, with any number of processes."""
+    entries: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, entry = key.split("|")
+        place = entries
+        for name in path:
+            place = place.setdefault(name, {})
+        place[entry] = value
+    (group,) = optimizer.param_groups
+    settings = {key: value for key, value in group.items() if key != "params"}
+    state: dict[str, Any] = {
+        "state": entries,
+        "param_groups": [settings | {"params": list(entries)}],
+    }
+    set_optimizer_state_dict(decoder, optimizer, state, options=FULL)

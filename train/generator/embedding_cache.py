@@ -1,0 +1,94 @@
+"""Embedded texts on disk: each text's tokens end to end, in float16, read through a memory map.
+
+Only real positions are stored, so that thousands of prompts take what their tokens take, however
+long the padded condition is; padding is put back when a batch is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dnd_fast.errors import InvalidInput
+from dnd_fast.files import atomic_folder, read_json, write_json
+from dnd_fast.recipe import ConditionSpec
+from dnd_fast.text.encoder import TextEncoder
+
+EMBEDDINGS_FILE = "embeddings.f16"
+INDEX_FILE = "index.json"
+BYTES_AT_ONCE = 1 << 28  # of padded embeddings, while texts are being encoded
+
+
+class EmbeddedTexts:
+    """The texts of one data set: ``texts[i]`` is ``[positions, C]`` float16.
+
+    Args:
+        folder: written by :func:`embed_texts`.
+
+    Raises:
+        InvalidInput: the files are damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        index = read_json(folder / INDEX_FILE)
+        self._bounds = list(pairwise(accumulate(index["lengths"], initial=0)))
+        file = folder / EMBEDDINGS_FILE
+        size = index["width"] * sum(index["lengths"])
+        if file.stat().st_size != 2 * size:
+            raise InvalidInput(f"{file} does not fit its index; delete {folder} to embed anew.")
+        mapped = torch.from_file(str(file), size=size, dtype=torch.float16)
+        self._rows = mapped.view(-1, index["width"])
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def __getitem__(self, index: int) -> Tensor:
+        first, last = self._bounds[index]
+        return self._rows[first:last]
+
+
+def embed_texts(
+    encoder: TextEncoder,
+    texts: Sequence[str],
+    spec: ConditionSpec,
+    cache: Path,
+    *,
+    fingerprint: str,
+    progress: Callable[[int], None] = lambda texts: None,
+) -> EmbeddedTexts:
+    """Embed ``texts``, or find them embedded.
+
+    Args:
+        encoder: the frozen encoder.
+        texts: of one data set.
+        spec: length and padding.
+        cache: folder with one folder for each list of texts, named by a hash.
+        fingerprint: the encoder's; see :meth:`TextEncoder.fingerprint`.
+        progress: is told how many texts have been embedded since the last time.
+
+    Raises:
+        InvalidInput: a text is empty.
+        OSError: the cache cannot be written.
+    """
+    key = f"{fingerprint} {spec.length} {spec.padding} {list(texts)}"
+    folder = cache / hashlib.sha256(key.encode()).hexdigest()
+    if not folder.is_dir():
+        at_once = max(1, BYTES_AT_ONCE // (4 * spec.length * encoder.width))
+        lengths: list[int] = []
+        with atomic_folder(folder) as staged:
+            with (staged / EMBEDDINGS_FILE).open("wb") as file:
+                for start in range(0, len(texts), at_once):
+                    part = texts[start : start + at_once]
+                    for rows in encoder.encode(part, spec.length, padding=spec.padding):
+                        # Zeros after the last real position are padding.
+                        real = rows.any(-1).nonzero()
+                        lengths.append(int(real[-1]) + 1 if len(real) else 0)
+                        file.write(rows[: lengths[-1]].half().cpu().numpy().tobytes())
+                    progress(len(part))
+            write_json(staged / INDEX_FILE, {"width": encoder.width, "lengths": lengths})
+    return EmbeddedTexts(folder)

@@ -1,0 +1,356 @@
+"""What a training run would take, before anything is allocated: memory by component, and time.
+
+Memory is counted over two steps on tensors without content, by the code that trains. Time is the
+plan's prediction for the convolutions, from assumed rates, plus the optimiser's traffic and, for
+"sft", the base model's arithmetic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, PreTrainedModel
+
+from dnd_fast.decoder.planning import training_plan
+from dnd_fast.errors import InvalidInput
+from dnd_fast.generator import Generator, GeneratorConfig
+from dnd_fast.kernels.device import PROFILES, DeviceProfile
+from dnd_fast.kernels.planner.cost_model import plan_decoder
+from dnd_fast.kernels.planner.peak_memory import peak_parts
+from dnd_fast.lora.batched import applied, recomputed
+from dnd_fast.lora.target_modules import auto_model
+from dnd_fast.recipe import Phase, Recipe, from_table
+from dnd_fast.train.generator.data import MicroBatch, pad_conditions
+from dnd_fast.train.generator.distributed import CPU
+from dnd_fast.train.generator.pairs import Pair
+from dnd_fast.train.generator.trainer import Loss, Options, make_optimizer
+
+SFT_TOKENS = 512  # of an example, where nothing better is known
+STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2.0 + 8 / 256}  # per parameter; 8 bits in blocks of 256
+LARGEST_COUNTED = 4  # adapters in a pass; every one more takes the same again
+MARGIN = 0.05  # of a GPU's memory, for its context and for what the allocator keeps
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One phase on each GPU, in bytes and seconds.
+
+    Attributes:
+        phase: which one.
+        weights, gradients, optimizer: of the decoder, in float32 but for an 8-bit optimiser.
+        activations: everything else that is alive at the peak, conditions included.
+        workspace: what convolutions take for a moment, at the peak.
+        base: the frozen base model's weights ("sft").
+        seconds: of a step.
+    """
+
+    phase: Phase
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    workspace: int
+    base: int
+    seconds: float
+
+    @property
+    def total(self) -> int:
+        """Bytes on each GPU."""
+        parts = (self.weights, self.gradients, self.optimizer)
+        return sum(parts) + self.activations + self.workspace + self.base
+
+
+def estimate(
+    recipe: Recipe,
+    phase: Phase,
+    options: Options,
+    *,
+    gpus: int = 1,
+    device: str = "h200",
+    example_tokens: int = SFT_TOKENS,
+) -> Estimate:
+    """What one phase takes on each of ``gpus`` devices.
+
+    Args:
+        recipe: what is trained.
+        phase: one of its phases.
+        options: how it would compute.
+        gpus: processes that share the batch.
+        device: one of :data:`dnd_fast.kernels.device.PROFILES`.
+        example_tokens: of each example ("sft"), all of which are counted as the response's.
+
+    Raises:
+        InvalidInput: the batch cannot be shared out evenly, or the recipe's base is unusable.
+    """
+    size = options.pass_size(phase, gpus)
+    passes = phase.batch // gpus // size
+    counted = _count(recipe, phase, options, size, passes, device, example_tokens)
+    weights = gradients = 4 * counted.parameters
+    state = 8 * counted.parameters
+    held = weights + gradients + state + counted.workspace + counted.base
+    activations = counted.peak - held
+    state = int(STATE_BYTES[options.optimizer] * counted.parameters)
+    if device != "cpu" and options.bf16:
+        activations += _kept_by_layer_norm(recipe, size, options)
+    if options.shard and gpus > 1:
+        weights, gradients, state = (-(-each // gpus) for each in (weights, gradients, state))
+        # Two blocks are whole at a time, one of them with its gradients.
+        activations += 3 * 4 * counted.block
+    seconds = _seconds(recipe, options, size, passes, PROFILES[device], counted.parameters)
+    if phase.objective == "sft":
+        tokens = size * passes * phase.examples * example_tokens
+        forward_and_back = 6 if options.checkpointing else 4  # FLOP per parameter and token
+        size_of_base = counted.base / (2 if options.bf16 else 4)
+        seconds += forward_and_back * size_of_base * tokens / PROFILES[device].gemm_flops
+    return Estimate(
+        phase, weights, gradients, state, activations, counted.workspace, counted.base, seconds
+    )
+
+
+def check_fit(
+    recipe: Recipe,
+    options: Options,
+    *,
+    memory: float,
+    gpus: int = 1,
+    device: str = "h200",
+    example_tokens: int = SFT_TOKENS,
+) -> list[Estimate]:
+    """Estimates of all phases, where they fit.
+
+    Args:
+        memory: bytes of each GPU.
+
+    The other arguments are those of :func:`estimate`.
+
+    Raises:
+        InvalidInput: a phase does not fit; the message says which options would make it fit.
+    """
+    usable = (1 - MARGIN) * memory
+
+    def of(phase: Phase, options: Options, gpus: int) -> Estimate:
+        return estimate(
+            recipe, phase, options, gpus=gpus, device=device, example_tokens=example_tokens
+        )
+
+    found = [of(phase, options, gpus) for phase in recipe.phases]
+    worst = max(found, key=lambda each: each.total)
+    if worst.total <= usable:
+        return found
+    fitting = (
+        f"this would fit: {words}"
+        for words, *changed in _alternatives(worst.phase, options, gpus)
+        if of(worst.phase, *changed).total <= usable
+    )
+    advice = next(fitting, "no option of this command makes it fit")
+    raise InvalidInput(
+        f"phase {worst.phase.objective!r} needs {worst.total / 1e9:.1f} GB on each of {gpus} "
+        f"GPU(s), of {memory / 1e9:.1f} GB less {MARGIN:.0%} for the allocator; {advice}."
+    )
+
+
+def fit_passes(
+    recipe: Recipe, options: Options, *, memory: float, gpus: int = 1, device: str = "h200"
+) -> Options:
+    """The options, with the largest micro-batch that fits where they name none.
+
+    They are returned as they are where the whole batch fits in one pass, or nothing does. The
+    arguments are those of :func:`check_fit`.
+    """
+    if options.micro_batch is not None:
+        return options
+    share = math.gcd(*(phase.batch // gpus for phase in recipe.phases))
+    sizes = [None, *(size for size in range(share, 0, -1) if share % size == 0)]
+    for size in sizes:
+        changed = dataclasses.replace(options, micro_batch=size)
+        found = (
+            estimate(recipe, phase, changed, gpus=gpus, device=device) for phase in recipe.phases
+        )
+        if all(each.total <= (1 - MARGIN) * memory for each in found):
+            return changed
+    return options
+
+
+def _alternatives(phase: Phase, options: Options, gpus: int) -> Iterator[tuple[str, Options, int]]:
+    """Other options in words, those that cost least time first."""
+    share, size = phase.batch // gpus, options.pass_size(phase, gpus)
+    sizes = [each for each in range(size, 0, -1) if share % each == 0]
+    optimizers = [options.optimizer]
+    if options.optimizer == "adamw" and not options.shard:
+        optimizers.append("adamw8bit")
+    for optimizer in optimizers:
+        for again in dict.fromkeys((options.checkpointing, True)):
+            for each in sizes:
+                changed = dataclasses.replace(
+                    options, micro_batch=each, checkpointing=again, optimizer=optimizer
+                )
+                words = [f"--micro-batch {each}"] if each != size else []
+                words += ["--checkpointing"] if again != options.checkpointing else []
+                words += [f"--optimizer {optimizer}"] if optimizer != options.optimizer else []
+                yield " ".join(words), changed, gpus
+    smallest = Options(bf16=options.bf16, micro_batch=1, checkpointing=True, shard=True)
+    for more in range(gpus + 1, phase.batch + 1):
+        if phase.batch % more == 0:
+            yield f"{more} GPUs with --shard --micro-batch 1 --checkpointing", smallest, more
+
+
+class _Counted(NamedTuple):
+    """Bytes at the peak, of these convolutions' inside and the base model's; parameters of the
+    decoder and of its largest block."""
+
+    peak: int
+    workspace: int
+    base: int
+    parameters: int
+    block: int
+
+
+def _count(
+    recipe: Recipe,
+    phase: Phase,
+    options: Options,
+    size: int,
+    passes: int,
+    device: str,
+    tokens: int,
+) -> _Counted:
+    """Large passes are extrapolated from smaller ones, whose peaks lie on a line."""
+    described = json.dumps(dataclasses.asdict(recipe))
+    quiet = dataclasses.replace(phase, noise=0.0, dropout=0.0)
+    # What a peak does not depend on is left out, so that it is counted once.
+    plain = Options(bf16=options.bf16, checkpointing=options.checkpointing)
+
+    def count(size: int) -> _Counted:
+        once = dataclasses.replace(quiet, batch=min(2, passes) * size)
+        return _count_passes(described, once, plain, size, device, tokens)
+
+    if size <= LARGEST_COUNTED:
+        return count(size)
+    low, high = count(LARGEST_COUNTED // 2), count(LARGEST_COUNTED)
+    steps = (size - LARGEST_COUNTED) / (LARGEST_COUNTED - LARGEST_COUNTED // 2)
+    peak, workspace = (
+        int(large + steps * (large - small)) for small, large in zip(low[:2], high[:2], strict=True)
+    )
+    return high._replace(peak=peak, workspace=workspace)
+
+
+@lru_cache(maxsize=64)
+def _count_passes(
+    described: str, phase: Phase, options: Options, size: int, device: str, tokens: int
+) -> _Counted:
+    """Two steps of ``phase.batch`` in passes of ``size``, on tensors without content."""
+    recipe = from_table(Recipe, json.loads(described), "recipe")
+    config = GeneratorConfig.from_recipe(recipe)
+    parameters = block = base_bytes = 0
+
+    def run() -> None:
+        nonlocal parameters, block, base_bytes
+        generator = Generator(config)
+        decoder, layout = generator.decoder.train(), generator.layout
+        decoder.checkpointing = options.checkpointing
+        decoder.criterion_weight = torch.empty(1, layout.num_tokens, 1, 1)
+        if layout.scale == "static":  # not set_statistics(), which looks at the values
+            layout.mean = torch.empty(layout.num_tokens, *layout.token_shape)
+            layout.std = torch.empty(layout.num_tokens, 1, 1)
+        decoder.set_plan(training_plan(decoder, size, device))
+        parameters = _numbers(decoder)
+        block = max(map(_numbers, decoder.blocks))
+        base = _empty_base(recipe, options) if phase.objective == "sft" else None
+        if base is not None:
+            base_bytes = sum(each.nbytes for each in base.parameters())
+        loss_of = Loss(decoder, decoder, layout, base, CPU, options)
+        optimizer = make_optimizer(decoder, phase, options)
+        for _ in range(2):
+            optimizer.zero_grad()
+            for _ in range(phase.batch // size):
+                batch = _empty_batch(generator, size)
+                if base is None:
+                    with loss_of(batch, phase) as loss:
+                        loss.backward()
+                else:
+                    _sft_pass(loss_of, batch, base, phase, tokens)
+            nn.utils.clip_grad_norm_(decoder.parameters(), phase.clip)
+            optimizer.step()
+
+    with FakeTensorMode():
+        peak, workspace = peak_parts(run)
+    return _Counted(peak, workspace, base_bytes, parameters, block)
+
+
+def _empty_batch(generator: Generator, size: int) -> MicroBatch:
+    """Texts as long as the condition."""
+    prompts, length, width = generator.decoder.condition_shape
+    positions = size * prompts * length
+    return MicroBatch(
+        (Pair(0, 0, (), (), (), 0),) * size,
+        torch.empty(positions, width, dtype=torch.float16),
+        torch.empty(positions, dtype=torch.long),
+        (positions // size,) * size,
+        torch.empty(size, *generator.decoder.features[-1]),
+        None,
+    )
+
+
+def _empty_base(recipe: Recipe, options: Options) -> PreTrainedModel:
+    config = AutoConfig.for_model(**recipe.base.config)
+    dtype = torch.bfloat16 if options.bf16 else torch.float32
+    model: PreTrainedModel = auto_model(config).from_config(config, dtype=dtype)
+    return model.eval().requires_grad_(False)
+
+
+def _sft_pass(
+    loss_of: Loss, batch: MicroBatch, base: PreTrainedModel, phase: Phase, tokens: int
+) -> None:
+    """As :func:`dnd_fast.train.generator.losses.sft`, which chooses positions by their values."""
+    layout, options = loss_of.layout, loss_of.options
+    ids = torch.zeros(len(batch.pairs) * phase.examples, tokens, dtype=torch.long)
+    with (
+        recomputed(base) if options.checkpointing else nullcontext(),
+        ExitStack() as stack,
+    ):
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            condition = pad_conditions(batch, loss_of.decoder.condition_shape)
+            adapters = layout.detokenize(loss_of.decoder(condition))
+            stack.enter_context(applied(base, adapters, layout.lora_alpha / layout.rank))
+            logits = base(ids, use_cache=False).logits.flatten(0, 1)
+            loss = cross_entropy(logits.float(), ids.flatten())
+        loss.backward()
+
+
+def _kept_by_layer_norm(recipe: Recipe, size: int, options: Options) -> int:
+    """On a GPU autocast gives a layer norm its input in float32, and that copy is kept."""
+    inputs = [n * length * c for n, length, c in recipe.decoder.features[1:-1]]
+    return 4 * size * (max(inputs, default=0) if options.checkpointing else sum(inputs))
+
+
+def _seconds(
+    recipe: Recipe,
+    options: Options,
+    size: int,
+    passes: int,
+    profile: DeviceProfile,
+    parameters: int,
+) -> float:
+    spec = recipe.decoder
+    sizes = spec.features, spec.kernel_size, profile
+    step = plan_decoder(*sizes, batch=size, weights="streamed", training=True).seconds
+    if options.checkpointing:  # a forward pass more
+        step += plan_decoder(*sizes, batch=size, weights="streamed").seconds
+    # Weights, gradients and state are read, and all but the gradients written.
+    traffic = (4 + 4 + STATE_BYTES[options.optimizer]) * parameters * 2 - 4 * parameters
+    return passes * step + traffic / profile.bandwidth
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,77 @@
+"""What a run reports while it goes on: log.jsonl, and Accelerate's trackers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dnd_fast.errors import InvalidInput
+from dnd_fast.files import atomic_file
+from dnd_fast.train.generator.trainer import Record
+
+
+class Log:
+    """The log of one run, written by one process.
+
+    Args:
+        file: one line per step: step, objective, loss, learning_rate, gradient_norm, seconds; and
+            one per evaluation: step, held_out_loss.
+        trackers: names that Accelerate knows.
+
+    Raises:
+        InvalidInput: a tracker is unknown or not installed.
+    """
+
+    def __init__(self, file: Path, trackers: Sequence[str] = ()) -> None:
+        self._file = file
+        self._trackers = [_tracker(name, file.parent) for name in trackers]
+
+    def started(self, step: int) -> None:
+        """Forget what comes after ``step``: these steps are done again."""
+        if self._file.exists():
+            lines = self._file.read_text().splitlines(keepends=True)
+            kept = [
+                line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step
+            ]
+            with atomic_file(self._file) as staged:
+                staged.write_text("".join(kept))
+
+    def stepped(self, record: Record) -> None:
+        """A step is done."""
+        values = dataclasses.asdict(record)
+        del values["done"], values["steps"]
+        self._write(values)
+
+    def evaluated(self, step: int, loss: float) -> None:
+        """The loss on held-out data sets has been measured."""
+        self._write({"step": step, "held_out_loss": loss})
+
+    def finish(self) -> None:
+        """Close the trackers."""
+        for tracker in self._trackers:
+            tracker.finish()
+
+    def _write(self, values: dict[str, Any]) -> None:
+        with self._file.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+        numbers = {key: value for key, value in values.items() if isinstance(value, float)}
+        for tracker in self._trackers:
+            tracker.log(numbers, step=values["step"])
+
+
+def _tracker(name: str, folder: Path) -> Any:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if name not in LOGGER_TYPE_TO_CLASS or name not in map(str, get_available_trackers()):
+        raise InvalidInput(
+            f"tracker {name!r}: not installed, or unknown to Accelerate, which knows "
+            f"{', '.join(map(str, LOGGER_TYPE_TO_CLASS))}. Try: pip install {name}."
+        )
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    place = (folder,) if kind.requires_logging_directory else ()
+    tracker = kind(folder.name, *place)
+    tracker.start()
+    return tracker

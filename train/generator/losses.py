@@ -1,0 +1,73 @@
+"""What a generated adapter is trained to be.
+
+* ``mse`` (Drag-and-Drop LLMs, section 2.5): mean squared error between generated and collected
+  tokens, collected ones drawn among the checkpoints of the data set that the prompts are from.
+* ``sft`` (ours): the base model's next-token loss on the data set's own examples under the
+  generated adapter, end to end. It uses the training sets' answers, which the paper's does not.
+
+Both take SVF experts, too, where the layout is one of experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dnd_fast.lora.batched import IGNORED, Batch, applied, recomputed, summed_losses
+from dnd_fast.lora.layout import TokenLayout
+from dnd_fast.svf.expert import DecomposedModel
+from dnd_fast.svf.layout import ExpertLayout
+
+Base = PreTrainedModel | DecomposedModel  # the latter for experts
+
+
+def mse(generated: Tensor, targets: Tensor, importance: Tensor | None = None) -> Tensor:
+    """Mean squared error over the positions that hold weights.
+
+    Args:
+        generated: ``[M, Nw, Lw, Cw]``.
+        targets: the same, NaN where padded.
+        importance: ``[Nw]``, the weights of the tokens, one on average; None: all alike.
+
+    Returns:
+        A scalar in float32.
+    """
+    valid = ~targets.isnan()
+    # Not a product with the mask: NaN times zero, forward or backward, stays NaN.
+    squares = torch.where(valid, generated.float() - targets.nan_to_num(), 0).square()
+    if importance is not None:
+        squares = squares * importance.view(-1, 1, 1)
+    return squares.sum() / valid.sum()
+
+
+@contextmanager
+def sft(
+    base: Base,
+    layout: TokenLayout,
+    generated: Tensor,
+    examples: Batch,
+    *,
+    recompute: bool = False,
+) -> Iterator[Tensor]:
+    """Mean over M adapters of the base model's loss on the examples ``[M, B, T]`` of each.
+
+    The backward pass belongs into the block; with ``recompute`` it runs the base's blocks again.
+    """
+    model = base.model if isinstance(base, DecomposedModel) else base
+    with recomputed(model) if recompute else nullcontext(), _adapted(base, layout, generated):
+        answered = (examples.labels != IGNORED).sum((1, 2))
+        yield (summed_losses(model, examples) / answered).mean()
+
+
+def _adapted(base: Base, layout: TokenLayout, generated: Tensor) -> AbstractContextManager[None]:
+    """The base under generated adapters, or experts."""
+    tensors = layout.detokenize(generated)
+    if isinstance(layout, ExpertLayout):
+        assert isinstance(base, DecomposedModel)
+        return base.factored(tensors, layout.parametrisation)
+    assert isinstance(base, PreTrainedModel)
+    return applied(base, tensors, layout.lora_alpha / layout.rank)

@@ -1,0 +1,110 @@
+"""Which prompts are paired with which adapter: a pure function of seed, step and position.
+
+Source: Drag-and-Drop LLMs, section 2.3 (equation 2) and section 3.5 (strategies), Table 4a (forms).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from dnd_fast.errors import InvalidInput
+from dnd_fast.text.datasets import Example
+
+Strategy = Literal["N<-x", "x<-x"]
+Form = Literal["prompt", "prompt+answer", "answer", "mix"]
+ANSWER_SHARE = 0.2  # in "mix": prompt : answer = 4 : 1
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One condition and its target, drawn from one data set.
+
+    Attributes:
+        dataset: index of the data set.
+        checkpoint: of its adapters, the target.
+        texts: of its candidates, the N that make the condition.
+        answers: which of these give their answer instead (only in the form "mix").
+        examples: of all its examples, those that the generated adapter is tried on.
+        noise_seed: of noise and dropout.
+    """
+
+    dataset: int
+    checkpoint: int
+    texts: tuple[int, ...]
+    answers: tuple[bool, ...]
+    examples: tuple[int, ...]
+    noise_seed: int
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """How pairs are drawn. Data sets are equally likely, however many adapters each has.
+
+    Attributes:
+        seed: of all draws.
+        prompts: N, texts in a condition.
+        candidates: x, texts of each data set to draw from: the first so many.
+        checkpoints: adapters of each data set.
+        examples: examples of each data set, 0 where none are drawn.
+        strategy: ``"N<-x"``: N of x texts, drawn anew each time, without repetition where there are
+            enough; ``"x<-x"``: all, always in the same order, which needs x = N.
+        form: ``"mix"`` replaces a fifth of the prompts by their answers, drawn anew each time.
+
+    Raises:
+        InvalidInput: a data set has nothing to draw from, or too few or many texts for ``"x<-x"``.
+    """
+
+    seed: int
+    prompts: int
+    candidates: tuple[int, ...]
+    checkpoints: tuple[int, ...]
+    examples: tuple[int, ...]
+    strategy: Strategy = "N<-x"
+    form: Form = "prompt"
+
+    def __post_init__(self) -> None:
+        if not self.candidates or min(self.candidates + self.checkpoints) < 1:
+            raise InvalidInput("every data set needs a text and an adapter to draw from.")
+        if self.strategy == "x<-x" and set(self.candidates) != {self.prompts}:
+            raise InvalidInput(
+                f"the strategy x<-x uses all x texts of a data set at once, here "
+                f"{min(self.candidates)} to {max(self.candidates)}, and the recipe's condition has "
+                f"{self.prompts}: the two must be equal. Give --candidates {self.prompts}, or a "
+                "recipe with another number of prompts."
+            )
+
+    def draw(self, step: int, position: int, examples: int = 0) -> Pair:
+        """The pair at ``position`` of the batch of ``step``, over all GPUs."""
+        rng = random.Random(f"{self.seed} {step} {position}")
+        dataset = rng.randrange(len(self.candidates))
+        checkpoint = rng.randrange(self.checkpoints[dataset])
+        count = self.candidates[dataset]
+        if self.strategy == "x<-x":
+            texts = list(range(count))
+        else:
+            texts = rng.sample(range(count), min(self.prompts, count))
+            texts += rng.choices(range(count), k=self.prompts - len(texts))
+        mixed = self.form == "mix"
+        return Pair(
+            dataset,
+            checkpoint,
+            tuple(texts),
+            tuple(mixed and rng.random() < ANSWER_SHARE for _ in texts),
+            tuple(rng.randrange(self.examples[dataset]) for _ in range(examples)),
+            rng.getrandbits(63),
+        )
+
+
+def condition_texts(examples: Iterable[Example], form: Form) -> tuple[list[str], ...]:
+    """What is embedded of each example; for "mix" the prompts and, apart from them, the answers."""
+    examples = list(examples)
+    prompts = [example.prompt for example in examples]
+    answers = [example.response for example in examples]
+    if form == "mix":
+        return prompts, answers
+    if form == "prompt+answer":
+        return ([f"{prompt}\n{answer}" for prompt, answer in zip(prompts, answers, strict=True)],)
+    return (prompts if form == "prompt" else answers,)
