@@ -58,7 +58,7 @@ from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED, Progress
 from dnd_fast.demo.tasks import Example, Task, split_tasks
 from dnd_fast.generator import DEMO_MODELS, Generator
 from dnd_fast.kernels.device import device_name
-from dnd_fast.lora.batched import IGNORED, Batch, Encoded, encode
+from dnd_fast.lora.batched import IGNORE_INDEX, Batch, TokenizedExample, encode
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Recipe
 from dnd_fast.train.adapters.collect import collect
@@ -165,7 +165,7 @@ class Demo:
         layout = self.generator.layout
         return score(self.base, questions, adapters or {}, layout.lora_alpha / layout.rank)[0]
 
-    def shown(self, task: Material) -> list[Encoded]:
+    def shown(self, task: Material) -> list[TokenizedExample]:
         """As many of the shots as the base's context holds beside the longest question."""
         turns = encode(self.tokenizer, (example.turn for example in task.shots))
         room = self.base.config.max_position_embeddings - task.exam.input_ids.shape[-1]
@@ -185,13 +185,13 @@ def timed(run: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - start, result
 
 
-def after(turns: Sequence[Encoded], questions: Batch) -> Batch:
+def after(turns: Sequence[TokenizedExample], questions: Batch) -> Batch:
     """The same questions, each after ``turns`` of conversation."""
     context = torch.tensor([token for turn in turns for token in turn.ids], dtype=torch.long)
     context = context.expand(*questions.input_ids.shape[:-1], -1)
     return Batch(
         torch.cat([context, questions.input_ids], dim=-1),
-        torch.cat([torch.full_like(context, IGNORED), questions.labels], dim=-1),
+        torch.cat([torch.full_like(context, IGNORE_INDEX), questions.labels], dim=-1),
     )
 
 

@@ -35,7 +35,7 @@ from dnd_fast.bench.harness.timing import (
 )
 from dnd_fast.decoder.model import HyperConvDecoder
 from dnd_fast.decoder.planning import plan_for
-from dnd_fast.kernels.fft.torch_conv import fft_conv2d
+from dnd_fast.kernels.conv2d import fft_conv2d
 from dnd_fast.kernels.planner.cost_model import DecoderPlan
 from dnd_fast.recipe import DecoderSpec, Recipe
 

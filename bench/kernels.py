@@ -35,7 +35,7 @@ from dnd_fast.bench.harness.results import append, provenance
 from dnd_fast.bench.harness.timing import console, percentiles, require_steady, seconds_text
 from dnd_fast.bench.latency import PAPER
 from dnd_fast.bench.training import MIDDLE
-from dnd_fast.kernels.device import DeviceProfile, calibrate, device_name, seconds_of
+from dnd_fast.kernels.device import DeviceProfile, calibrate, device_name, time_fn
 from dnd_fast.kernels.planner.cost_model import plan_decoder
 from dnd_fast.recipe import Recipe
 
@@ -70,7 +70,7 @@ def main(
     if not gpu:
         console.print("No GPU: the plain PyTorch forms are timed, not the Triton kernels.")
     dtype = torch.float16 if gpu else torch.float32
-    profile = calibrate(device, dtype, dense=gpu)
+    profile = calibrate(device, dtype, fused_2d_dft=gpu)
     recipe = recipe or ("coding-7b" if gpu else MIDDLE_NAME)
     figures: dict[str, Any] = {}
     for name in PAPER if recipe == "all" else [recipe]:
@@ -146,7 +146,7 @@ def test_speed(benchmark: BenchmarkFixture, operation: Operation, suite: Suite) 
     """Run by :func:`run_suite`, through pytest."""
     call = cold_call(operation, suite.device)
     least, most = ROUNDS
-    rounds = int(BUDGET / seconds_of(call, suite.device, 0))
+    rounds = int(BUDGET / time_fn(call, suite.device, 0))
     benchmark.pedantic(call, rounds=min(max(rounds, least), most))
     assert benchmark.stats is not None
     row = describe(operation, percentiles(benchmark.stats.stats.data), suite.profile)

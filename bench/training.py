@@ -102,7 +102,7 @@ def main(
     """Time training steps, interleaved, and say what memory they take."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    profile = calibrate(device, dense=gpu)
+    profile = calibrate(device, fused_2d_dft=gpu)
     memory = ASSUMED_MEMORY
     if gpu:
         memory = torch.cuda.get_device_properties(device).total_memory

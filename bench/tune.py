@@ -37,9 +37,8 @@ from dnd_fast.generator import GeneratorConfig
 from dnd_fast.kernels.device import calibrate, device_name
 from dnd_fast.kernels.planner.cost_model import plan_decoder
 from dnd_fast.kernels.triton import block as triton_block
-from dnd_fast.kernels.triton import detokenize
+from dnd_fast.kernels.triton import detokenize, tuning
 from dnd_fast.kernels.triton import fft_conv as triton_conv
-from dnd_fast.kernels.triton import tuning as tuned
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Recipe, recipe_names
 
@@ -47,10 +46,10 @@ from dnd_fast.recipe import Recipe, recipe_names
 LAUNCHERS = (
     (triton_block, "direct_conv2d"),
     (triton_block, "layer_norm_stats"),
-    (triton_conv, "analyze"),
+    (triton_conv, "dft_forward_triton"),
     (triton_conv, "bin_gemm"),
     (triton_conv, "bin_gemm_weight_gradient"),
-    (triton_conv, "synthesize"),
+    (triton_conv, "dft_inverse_triton"),
     (detokenize, "detokenize"),
 )
 Timer = Callable[[Callable[[], object]], float]
@@ -118,7 +117,7 @@ def _reporting(launcher: Callable[..., Any], handle: Callable[[Launch], None]) -
         asked: list[tuple[str, Sequence[Any]]] = []
 
         def default(candidates: Sequence[Any], _: object, kernel: str, *problem: Any) -> Any:
-            asked.append((tuned.key(kernel, problem), candidates))
+            asked.append((tuning.key(kernel, problem), candidates))
             return candidates[0]
 
         given = signature.bind(*args, **options).arguments
@@ -127,7 +126,7 @@ def _reporting(launcher: Callable[..., Any], handle: Callable[[Launch], None]) -
         written = [] if out is None else [(out, out.clone() if adds else None)]
         written += [] if amax is None else [(amax, amax.clone())]
         written += [(each, None) for each in given.get("stats") or ()]
-        with patch.object(tuned, "config", default):
+        with patch.object(tuning, "config", default):
             result = launcher(*args, **options)
         for key, candidates in asked:
             run = functools.partial(_run, launcher, args, options)
@@ -216,7 +215,7 @@ def tune(
 
 def save(chosen: Mapping[str, Choice], device: torch.device | str) -> None:
     """Add choices to the device's table, at once or not at all."""
-    path = tuned.table_path(device)
+    path = tuning.table_path(device)
     configs = read_json(path)["configs"] if path.is_file() else {}
     configs |= {key: asdict(choice.config) for key, choice in chosen.items()}
     major, minor = torch.cuda.get_device_capability(device)
@@ -243,7 +242,7 @@ def recipe_pass(
     plan = plan_decoder(
         spec.features,
         spec.kernel_size,
-        calibrate(device, torch.bfloat16, dense=True),
+        calibrate(device, torch.bfloat16, fused_2d_dft=True),
         batch=batch,
         memory=None if training else 0.6 * torch.cuda.mem_get_info(device)[0],
         weights="streamed" if training else weights.value,
@@ -301,7 +300,7 @@ def main(
         del run_pass
         gc.collect()
         torch.cuda.empty_cache()
-    console.print(f"Wrote [bold]{tuned.table_path(device)}[/bold].")
+    console.print(f"Wrote [bold]{tuning.table_path(device)}[/bold].")
 
 
 def _print(name: str, chosen: Mapping[str, Choice]) -> None:

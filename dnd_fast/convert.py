@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dnd_fast.decoder.length_projection import LengthProjection
 from dnd_fast.decoder.model import HyperConvDecoder
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import check_weights, read_safetensors
 from dnd_fast.generator import Generator, GeneratorConfig
 from dnd_fast.recipe import DecoderSpec, Recipe
-from dnd_fast.text.encoder import LengthProjection
 
 # The published names of a block's parameters, and ours.
 RENAMED = {

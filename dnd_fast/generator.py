@@ -16,6 +16,7 @@ from huggingface_hub import ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from torch import Tensor, nn
 
+from dnd_fast.decoder.length_projection import LengthProjection
 from dnd_fast.decoder.model import HyperConvDecoder, Impl
 from dnd_fast.decoder.planning import plan_for
 from dnd_fast.errors import InvalidInput
@@ -32,7 +33,7 @@ from dnd_fast.lora.adapter import Adapter
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
 from dnd_fast.svf.layout import layout_from_dict
-from dnd_fast.text.encoder import LengthProjection, TextEncoder, move
+from dnd_fast.text.encoder import TextEncoder, move
 from dnd_fast.text.prompts import read_prompts, sample_prompts
 
 logger = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ class Generator(
             )
         )
         adapters = [
-            self.layout.product({key: value[i] for key, value in tensors.items()})
+            self.layout.to_adapter({key: value[i] for key, value in tensors.items()})
             for i in range(len(tasks))
         ]
         return adapters if several else adapters[0]

@@ -26,8 +26,8 @@ class DeviceProfile:
         transform_flops: of the small matrix products that transform tiles.
         bandwidth: bytes per second of a copy, reads and writes added up.
         element_size: bytes per element of activations and weights.
-        dense: whether a tile's 2-D transform is a single product that gathers and scatters, as in
-            the Triton kernels, or one product along each axis with results in memory between.
+        fused_2d_dft: whether a tile's 2-D transform is a single product that gathers and scatters,
+            as in the Triton kernels, or one product along each axis with results in memory between.
     """
 
     name: str
@@ -36,14 +36,14 @@ class DeviceProfile:
     transform_flops: float
     bandwidth: float
     element_size: int
-    dense: bool = False
+    fused_2d_dft: bool = False
 
 
 # GPUs: fractions of 790 and 280 TFLOP/s in 16 bits (70 % direct, 60 % GEMM, 40 % transforms) and
 # 85 % of 4.3 and 1.75 TB/s. CPU: two cores in float32. Assumed, not measured; see calibrate().
 PROFILES = {
-    "h200": DeviceProfile("H200 (assumed)", 553e12, 474e12, 316e12, 3.65e12, 2, dense=True),
-    "a100": DeviceProfile("A100 (assumed)", 196e12, 168e12, 112e12, 1.49e12, 2, dense=True),
+    "h200": DeviceProfile("H200 (assumed)", 553e12, 474e12, 316e12, 3.65e12, 2, fused_2d_dft=True),
+    "a100": DeviceProfile("A100 (assumed)", 196e12, 168e12, 112e12, 1.49e12, 2, fused_2d_dft=True),
     "cpu": DeviceProfile("CPU (assumed)", 170e9, 170e9, 60e9, 12e9, 4),
 }
 
@@ -69,7 +69,7 @@ def table_name(device: torch.device | str = "cpu") -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", device_name(device)).strip("-") + ".json"
 
 
-def seconds_of(run: Callable[[], object], device: torch.device, budget: float) -> float:
+def time_fn(run: Callable[[], object], device: torch.device, budget: float) -> float:
     """The fastest of several calls after one that warms up, within about ``budget`` seconds."""
 
     def finish() -> float:
@@ -91,7 +91,7 @@ def calibrate(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     seconds: float = 2.0,
-    dense: bool = False,
+    fused_2d_dft: bool = False,
 ) -> DeviceProfile:
     """Measure this machine's rates, in about ``seconds``.
 
@@ -99,7 +99,7 @@ def calibrate(
         device: to measure on.
         dtype: of the decoder; products of 16 bits are measured in float16, on a CPU in float32.
         seconds: in all.
-        dense: how transforms will run; see :class:`DeviceProfile`.
+        fused_2d_dft: how transforms will run; see :class:`DeviceProfile`.
     """
     device = torch.device(device)
     size = dtype.itemsize
@@ -113,13 +113,13 @@ def calibrate(
     x, weight = random(many, 96, 64, 64), random(96, 96, 9, 9)
     a, b = random(64, 256, 512 * many), random(64, 512 * many, 128)
     matrix, tiles = random(32, 32), random(200_000 * many, 32)
-    if dense:
+    if fused_2d_dft:
         matrix, tiles = random(384, 384), random(384, 20_000 * many).T
     source = random(16_000_000 * many)
     target = torch.empty_like(source)
 
     def rate(run: Callable[[], object], work: float) -> float:
-        return work / seconds_of(run, device, seconds / 4)
+        return work / time_fn(run, device, seconds / 4)
 
     direct_work = 2.0 * many * 64 * 64 * weight.numel()
     return DeviceProfile(
@@ -129,5 +129,5 @@ def calibrate(
         transform_flops=rate(lambda: tiles @ matrix, 2.0 * tiles.numel() * len(matrix)),
         bandwidth=rate(lambda: target.copy_(source), 2.0 * source.nbytes),
         element_size=size,
-        dense=dense,
+        fused_2d_dft=fused_2d_dft,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class TokenTargets:
+class LoraScatterTable:
     """Where every token goes in one flat buffer that holds all LoRA tensors.
 
     Attributes:
@@ -58,7 +58,7 @@ class TokenTargets:
         shapes: Mapping[str, tuple[int, int]],
         chunk: int,
         device: torch.device | str | None = None,
-    ) -> TokenTargets:
+    ) -> LoraScatterTable:
         """Targets for tensors that lie one after another, each contiguous.
 
         Args:

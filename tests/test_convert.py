@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from dnd_fast import Generator, HyperConvDecoder, InvalidInput, load_decoder
 from dnd_fast.convert import load_generator
+from dnd_fast.decoder.length_projection import LengthProjection
 from dnd_fast.recipe import BaseSpec, ConditionSpec, DecoderSpec, LoraSpec, Recipe
-from dnd_fast.text.encoder import LengthProjection
 
 GOLDEN = Path(__file__).parent / "golden"
 BLOCK = "decoder.module_list.{}.linear"

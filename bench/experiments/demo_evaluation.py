@@ -19,7 +19,7 @@ from dnd_fast.demo.retrain import (
     train_generator,
 )
 from dnd_fast.generator import Generator
-from dnd_fast.lora.batched import Batch, encode, exact_match, respond
+from dnd_fast.lora.batched import Batch, encode, exact_match, generate_responses
 from dnd_fast.train.evaluation.evaluate import most_similar, pooled
 
 PROMPT_BATCHES = 3  # conditions drawn per task
@@ -223,7 +223,7 @@ def _partial_credit(trained: Trained, seed: int) -> dict[str, dict[str, float]]:
     prompts = [[example.prompt for example in group] for group in examples]
     table = {}
     for name, adapters in candidates.items():
-        responses = respond(trained.base, trained.tokenizer, prompts, adapters, scaling)
+        responses = generate_responses(trained.base, trained.tokenizer, prompts, adapters, scaling)
         grades = [
             task.grade(response, example.word)
             for task, group, said in zip(tasks, examples, responses, strict=True)

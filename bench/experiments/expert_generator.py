@@ -20,7 +20,7 @@ from dnd_fast.demo.tasks import Task
 from dnd_fast.generator import Generator, GeneratorConfig
 from dnd_fast.recipe import DecoderSpec, Phase, Recipe
 from dnd_fast.svf.layout import ExpertLayout
-from dnd_fast.train.generator.data import Source
+from dnd_fast.train.generator.data import TaskData
 from dnd_fast.train.generator.pairs import Pairing
 from dnd_fast.train.generator.trainer import Trainer
 
@@ -59,7 +59,7 @@ def main(seed: Annotated[int, typer.Option(help="Of experts and generator.")] = 
 
     targets = layout.normalize(tokens)
     sources = [
-        Source(str(k), (conditions[k],), targets[k][None], examples)
+        TaskData(str(k), (conditions[k],), targets[k][None], examples)
         for k, examples in enumerate(data)
     ]
     pairing = Pairing(
@@ -70,7 +70,7 @@ def main(seed: Annotated[int, typer.Option(help="Of experts and generator.")] = 
         examples=tuple(map(len, data)),
     )
     parts = generator.decoder, layout, sources, pairing, tuple(phases.values())
-    Trainer(*parts, base=demo.base, phase_done=grade).fit()
+    Trainer(*parts, base=demo.base, on_phase_end=grade).fit()
     rows[f"{name}: from another task's prompts"] = row(
         demo.graded({key: z.roll(1, 0) for key, z in _generated(demo, generator).items()})
     )

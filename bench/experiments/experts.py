@@ -36,7 +36,7 @@ from dnd_fast.demo.pretrain import LEARNING_RATE, pretrain, pretraining_batch
 from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED
 from dnd_fast.demo.tasks import split_tasks
 from dnd_fast.generator import DEMO_MODELS
-from dnd_fast.lora.batched import Encoded, encode, respond, response_logits
+from dnd_fast.lora.batched import TokenizedExample, encode, generate_responses, response_logits
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Recipe
 from dnd_fast.svf.expert import DecomposedModel, Expert
@@ -85,11 +85,11 @@ class Demo:
         self.prompts = [[example.prompt for example in exam] for exam in self.exams]
 
     @cached_property
-    def own_data(self) -> list[list[Encoded]]:
+    def own_data(self) -> list[list[TokenizedExample]]:
         """Training examples of each test task."""
         return [self.encoded(task.examples(EXAMPLES, "train", 0)) for task in self.tasks]
 
-    def encoded(self, examples: Sequence[Any]) -> list[Encoded]:
+    def encoded(self, examples: Sequence[Any]) -> list[TokenizedExample]:
         """Tokenised examples of the demo's tasks."""
         return encode(self.tokenizer, [example.turn for example in examples])
 
@@ -107,11 +107,13 @@ class Demo:
         """Task k under expert k of z ``[K, r]``, or without experts; on another base if given."""
         base = base or self.base
         with base.factored(vectors) if vectors else nullcontext():
-            return self.grade(respond(base.model, self.tokenizer, self.prompts))
+            return self.grade(generate_responses(base.model, self.tokenizer, self.prompts))
 
     def graded_lora(self, adapters: Mapping[str, Tensor], scaling: float) -> Grades:
         """Task k under adapter k."""
-        return self.grade(respond(self.model, self.tokenizer, self.prompts, adapters, scaling))
+        return self.grade(
+            generate_responses(self.model, self.tokenizer, self.prompts, adapters, scaling)
+        )
 
 
 KINDS = ("exact", "skill", "format")
@@ -159,7 +161,7 @@ def _objective(demo: Demo, spec: ExpertSpec, seed: int) -> dict[str, Any]:
                 demo.model, demo.tokenizer, examples, spec, seed=seed, out=f"{folder}/expert"
             )
         with demo.base.merged(expert):
-            said = respond(demo.model, demo.tokenizer, [[e.prompt for e in exam]])[0]
+            said = generate_responses(demo.model, demo.tokenizer, [[e.prompt for e in exam]])[0]
         found.append(mean(text == e.answer for text, e in zip(said, exam, strict=True)))
     return {"exact": found, "tasks": [str(task) for task in demo.tasks[:RL_TASKS]]}
 
@@ -204,7 +206,7 @@ def _related(demo: Demo, seed: int) -> PreTrainedModel:
 
 def fit(
     base: DecomposedModel,
-    datasets: Sequence[Sequence[Encoded]],
+    datasets: Sequence[Sequence[TokenizedExample]],
     seed: int,
     *,
     steps: int | None = None,

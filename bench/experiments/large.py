@@ -21,8 +21,8 @@ from dnd_fast.bench.harness.encoder import load_encoder
 from dnd_fast.bench.harness.timing import console, interleaved
 from dnd_fast.demo.tasks import instruction_words
 from dnd_fast.generator import Generator, GeneratorConfig
-from dnd_fast.kernels.device import device_name, seconds_of
-from dnd_fast.lora.batched import IGNORED, Batch, response_logits
+from dnd_fast.kernels.device import device_name, time_fn
+from dnd_fast.lora.batched import IGNORE_INDEX, Batch, response_logits
 from dnd_fast.recipe import Recipe
 
 LARGE = "common-sense-0.5b"
@@ -77,7 +77,7 @@ def faster_dtype(device: torch.device) -> torch.dtype:
     def seconds(dtype: torch.dtype) -> float:
         rows = torch.randn(BATCH * LENGTH, 896, dtype=dtype, device=device)
         weight = torch.randn(896, 4864, dtype=dtype, device=device)
-        return seconds_of(lambda: rows @ weight, device, 0.5)
+        return time_fn(lambda: rows @ weight, device, 0.5)
 
     return min((torch.float32, torch.bfloat16), key=seconds)
 
@@ -95,7 +95,7 @@ def training_step(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> C
     tuned = get_peft_model(base, lora).train()
     optimizer = torch.optim.AdamW(p for p in tuned.parameters() if p.requires_grad)
     labels = input_ids.roll(-1, dims=1)
-    labels[:, : LENGTH - ANSWER_LENGTH] = IGNORED
+    labels[:, : LENGTH - ANSWER_LENGTH] = IGNORE_INDEX
     batch = Batch(input_ids, labels)
 
     def step() -> Tensor:

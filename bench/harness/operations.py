@@ -5,10 +5,10 @@ once, a multiplication and an addition being two FLOPs. With F kept bins, T tile
 channels:
 
 * ``direct_conv2d``: 2 k^2 C C' per position; image and weight in, image out, and what is added.
-* ``analyze``: the image in, F 3 T C out; the Triton kernel's single product with folded windows of
-  P positions takes 2 P F per tile and channel, the separable form of plain PyTorch less.
+* ``dft_forward``: the image in, F 3 T C out; the Triton kernel's single product with folded
+  windows of P positions takes 2 P F per tile and channel, the separable form of plain PyTorch less.
 * ``bin_gemm``: 8 F T C C'; signal F 3 T C and weight F 2 C C' in, product F 2 T C' out.
-* ``synthesize``: the product in, the image out, and what is added; FLOPs as for ``analyze``.
+* ``dft_inverse``: the product in, the image out, and what is added; FLOPs as for ``dft_forward``.
 * ``weight_gradient``: 8 F T C C'; both signals in, F 2 C C' out.
 * ``layer_norm_stats``: 3 per element, which is read once; only for a decoder's input, since every
   other block's are found by the convolution before it.
@@ -30,7 +30,7 @@ from torch.nn.functional import conv2d
 from dnd_fast.generator import GeneratorConfig
 from dnd_fast.kernels.fft import dft
 from dnd_fast.kernels.fft.tiling import FFTConvPlan, columns
-from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.lora_scatter import LoraScatterTable
 from dnd_fast.kernels.planner.cost_model import ConvPlan, DecoderPlan
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import DecoderSpec, Recipe
@@ -74,10 +74,10 @@ def torch_operations(choice: ConvPlan, batch: int) -> Iterator[Operation]:
     inputs = plan.width.inputs.positions, plan.height.inputs.positions
     kept = plan.width.kept.positions, plan.height.kept.positions
 
-    def make_analyze() -> Callable[[], object]:
+    def make_forward() -> Callable[[], object]:
         x = torch.randn(shape.width, shape.height, batch, c_in)
-        cuts = plan.width.inputs, plan.height.inputs
-        return lambda: dft.analyze(x, plan, inputs, unit=True, cuts=cuts, planes=3)
+        spans = plan.width.inputs, plan.height.inputs
+        return lambda: dft.dft_forward(x, plan, inputs, unit=True, spans=spans, planes=3)
 
     def make_bin_gemm() -> Callable[[], object]:
         signal = torch.randn(bins, 3 * tiles, c_in)
@@ -89,21 +89,21 @@ def torch_operations(choice: ConvPlan, batch: int) -> Iterator[Operation]:
 
         return run
 
-    def make_synthesize() -> Callable[[], object]:
+    def make_inverse() -> Callable[[], object]:
         product = torch.randn(bins, 2, tiles, c_out)
-        return lambda: dft.synthesize(product, plan, kept, unit=True)
+        return lambda: dft.dft_inverse(product, plan, kept, unit=True)
 
     signal, product = size * bins * 3 * tiles * c_in, size * bins * 2 * tiles * c_out
     across = 2.0 * len(inputs[0]) * _real_columns(plan)  # per row, once for all tiles along height
     flops = across * batch * shape.height * plan.width.tiles * c_in
     flops += _height_flops(plan, len(inputs[1]), 3) * tiles * c_in
-    yield Operation(layer, "analyze", flops, images[0] + signal, make_analyze)
+    yield Operation(layer, "dft_forward", flops, images[0] + signal, make_forward)
     weight = size * bins * 2 * c_out * c_in
     flops = 8.0 * bins * tiles * c_in * c_out
     yield Operation(layer, "bin_gemm", flops, signal + weight + product, make_bin_gemm)
     flops = 2.0 * len(kept[0]) * _real_columns(plan) * len(kept[1])
     flops = (flops + _height_flops(plan, len(kept[1]), 2)) * tiles * c_out
-    yield Operation(layer, "synthesize", flops, product + images[1], make_synthesize)
+    yield Operation(layer, "dft_inverse", flops, product + images[1], make_inverse)
 
 
 def _real_columns(plan: FFTConvPlan) -> int:
@@ -140,7 +140,7 @@ def triton_operations(
     batch: int,
     dtype: torch.dtype,
     device: torch.device,
-    targets: TokenTargets | None = None,
+    targets: LoraScatterTable | None = None,
 ) -> Iterator[Operation]:
     """A convolution on the Triton kernels, as in a pass: data laid out, LayerNorm on load, what is
     done before the store (but no residual); and its gradient's product.
@@ -150,8 +150,8 @@ def triton_operations(
     from dnd_fast.kernels.triton import fft_conv as triton_conv
     from dnd_fast.kernels.triton.bin_gemm import bin_gemm, bin_gemm_weight_gradient
     from dnd_fast.kernels.triton.checks import LayerNorm
-    from dnd_fast.kernels.triton.dft_forward import analyze
-    from dnd_fast.kernels.triton.dft_inverse import synthesize
+    from dnd_fast.kernels.triton.dft_forward import dft_forward_triton
+    from dnd_fast.kernels.triton.dft_inverse import dft_inverse_triton
     from dnd_fast.kernels.triton.direct_conv import direct_conv2d, pack_weight
 
     shape, plan, size = choice.shape, choice.tiles, dtype.itemsize
@@ -212,22 +212,22 @@ def triton_operations(
     root = math.sqrt(plan.points)
     inputs, kept = triton_conv.input_tiling(plan), triton_conv.output_tiling(plan)
 
-    def make_analyze() -> Callable[[], object]:
+    def make_forward() -> Callable[[], object]:
         (x, norm), signal = loaded(), random(bins, 3, tiles, c_in)
         matrix = triton_conv.input_matrix(plan, dtype, device)
         scaling = {"bound": torch.ones((), device=device), "sqrt_points": root}
-        return lambda: analyze(x, matrix, inputs, signal, planes=3, norm=norm, **scaling)
+        return lambda: dft_forward_triton(x, matrix, inputs, signal, planes=3, norm=norm, **scaling)
 
     def make_bin_gemm() -> Callable[[], object]:
         signal, product = random(bins, 3, tiles, c_in), random(bins, 2, tiles, c_out)
         weight = random(bins, 2, c_out, c_in)
         return lambda: bin_gemm(signal, weight, product)
 
-    def make_synthesize() -> Callable[[], object]:
+    def make_inverse() -> Callable[[], object]:
         product, (out, options) = random(bins, 2, tiles, c_out), stored()
         matrix = triton_conv.output_matrix(plan, dtype, device)
         options |= {"bound": torch.ones((), device=device), "sqrt_points": root}
-        return lambda: synthesize(product, matrix, kept, out, **options)
+        return lambda: dft_inverse_triton(product, matrix, kept, out, **options)
 
     def make_gradient() -> Callable[[], object]:
         signal, dy = random(bins, 3, tiles, c_in), random(bins, 2, tiles, c_out)
@@ -239,15 +239,15 @@ def triton_operations(
     window, outputs = inputs.size_h * inputs.size_w, kept.size_h * kept.size_w
     products = 8.0 * bins * tiles * c_in * c_out
     for name, flops, moved, make in (
-        ("analyze", 2.0 * window * bins * tiles * c_in, images[0] + signal, make_analyze),
+        ("dft_forward", 2.0 * window * bins * tiles * c_in, images[0] + signal, make_forward),
         ("bin_gemm", products, signal + size * weight + product, make_bin_gemm),
-        ("synthesize", 2.0 * outputs * bins * tiles * c_out, product + images[1], make_synthesize),
+        ("dft_inverse", 2.0 * outputs * bins * tiles * c_out, product + images[1], make_inverse),
         ("weight_gradient", products, signal + product + 4 * weight, make_gradient),
     ):
         yield Operation(layer, name, flops, moved, make)
 
 
-def recipe_targets(recipe: Recipe, device: torch.device) -> TokenTargets:
+def recipe_targets(recipe: Recipe, device: torch.device) -> LoraScatterTable:
     """Where a recipe's tokens go, with random statistics where tokens do not carry their own."""
     layout = TokenLayout.from_dict(GeneratorConfig.from_recipe(recipe).layout)
     if layout.scale == "static":
@@ -258,7 +258,7 @@ def recipe_targets(recipe: Recipe, device: torch.device) -> TokenTargets:
 
 def other_operations(
     spec: DecoderSpec,
-    targets: TokenTargets | None,
+    targets: LoraScatterTable | None,
     batch: int,
     dtype: torch.dtype,
     device: torch.device,

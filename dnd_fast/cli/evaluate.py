@@ -110,7 +110,7 @@ def evaluate(
 
     from dnd_fast.files import atomic_file, write_json
     from dnd_fast.train.evaluation.metrics import Settings, make_metric
-    from dnd_fast.train.evaluation.subjects import Subject, evaluate_subjects
+    from dnd_fast.train.evaluation.subjects import EvalTarget, evaluate_subjects
 
     settings = Settings(
         batch=batch,
@@ -126,11 +126,11 @@ def evaluate(
     if generator is None:
         if hold_out:
             raise InvalidInput("a run knows what it held out: --hold-out is for --generator.")
-        subjects = [Subject.from_run(run, collection) for run in runs or []]
+        subjects = [EvalTarget.from_run(run, collection) for run in runs or []]
     else:
         if collection is None:
             raise InvalidInput("--generator needs a --collection, by dnd-fast collect.")
-        subjects = [Subject.from_generator(generator, collection, hold_out or [])]
+        subjects = [EvalTarget.from_generator(generator, collection, hold_out or [])]
     with progress_bars() as progress:
         table = evaluate_subjects(
             subjects,

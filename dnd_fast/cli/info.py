@@ -74,7 +74,7 @@ def _describe_generator(source: str) -> dict[str, Any]:
     else:
         made = {
             "adapters": f"rank {layout.rank}, alpha {layout.lora_alpha}",
-            "modules": len(layout.modules_),
+            "modules": len(layout.adapted_modules),
         }
     return {
         "generator": source,

@@ -53,7 +53,7 @@ def plan(
     import torch
 
     from dnd_fast.kernels.device import PROFILES, calibrate
-    from dnd_fast.kernels.planner.cost_model import floor_seconds, plan_decoder
+    from dnd_fast.kernels.planner.cost_model import bandwidth_bound_seconds, plan_decoder
     from dnd_fast.kernels.planner.measured_times import load_table
     from dnd_fast.recipe import Recipe
 
@@ -86,7 +86,7 @@ def plan(
         raise InvalidInput(str(error)) from error
     purpose = "a training step" if training else "one pass"
     title = f"{recipe}, {purpose} of batch {batch}, weights {kept.value}, on {profile.name}"
-    _print_plan(chosen, direct, floor_seconds(*shapes, profile, batch), title)
+    _print_plan(chosen, direct, bandwidth_bound_seconds(*shapes, profile, batch), title)
 
 
 def _measure(

@@ -17,8 +17,8 @@ from dnd_fast.errors import InvalidInput
 if TYPE_CHECKING:
     from dnd_fast.recipe import Recipe
     from dnd_fast.text.encoder import TextEncoder
-    from dnd_fast.train.generator.distributed import World
-    from dnd_fast.train.generator.trainer import Options, Record
+    from dnd_fast.train.generator.distributed import DistributedContext
+    from dnd_fast.train.generator.trainer import StepMetrics, TrainerConfig
 
 SVF = "With --method svf"
 SVF_OPTIONS = {"method", "recipe", "data", "base", "tokenizer", "out", "seed", "cache"}
@@ -190,9 +190,9 @@ def train(
 
     from dnd_fast.recipe import Recipe
     from dnd_fast.train.adapters.collection import Collection
-    from dnd_fast.train.generator.distributed import World
-    from dnd_fast.train.generator.run import Setup, find_names, train_run
-    from dnd_fast.train.generator.trainer import Options
+    from dnd_fast.train.generator.distributed import DistributedContext
+    from dnd_fast.train.generator.run import RunConfig, find_names, train_run
+    from dnd_fast.train.generator.trainer import TrainerConfig
 
     if method is Method.svf:
         if data is None or base is None or out is None:
@@ -208,7 +208,7 @@ def train(
     if extractor is not None:
         chosen, encoder = _with_extractor(chosen, extractor)
     on_gpu = gpu is not Gpu.cpu if estimate else torch.cuda.is_available()
-    options = Options(
+    options = TrainerConfig(
         bf16=precision is Precision.bfloat16 if precision else on_gpu,
         optimizer=optimizer.value,
         micro_batch=micro_batch,
@@ -225,14 +225,14 @@ def train(
         raise InvalidInput("give --collection and --out; only --estimate goes without them.")
     opened = Collection.open(collection)
     held_out = tuple(find_names(opened, hold_out or []))
-    setup = Setup(chosen, held_out, form.value, strategy.value, candidates, seed, options)
-    world = World.start()
+    setup = RunConfig(chosen, held_out, form.value, strategy.value, candidates, seed, options)
+    world = DistributedContext.start()
     try:
         if on_gpu:
             setup = dataclasses.replace(setup, options=_fitted(chosen, options, world))
         with progress_bars() if world.main else nullcontext(_silent) as report:
 
-            def stepped(record: Record) -> None:
+            def on_step_end(record: StepMetrics) -> None:
                 note = f" {record.loss:.4g}"
                 report(f"train ({record.objective}), loss", record.done, record.steps, note)
 
@@ -246,7 +246,7 @@ def train(
                 cache=cache,
                 trackers=track or [],
                 progress=report,
-                stepped=stepped,
+                on_step_end=on_step_end,
             )
     finally:
         world.end()
@@ -335,7 +335,7 @@ def _with_extractor(recipe: Recipe, name: str) -> tuple[Recipe, TextEncoder]:
     )
 
 
-def _fitted(recipe: Recipe, options: Options, world: World) -> Options:
+def _fitted(recipe: Recipe, options: TrainerConfig, world: DistributedContext) -> TrainerConfig:
     """The options, in passes that fit; what cannot fit is refused before hours are spent."""
     import torch
 
@@ -350,7 +350,7 @@ def _fitted(recipe: Recipe, options: Options, world: World) -> Options:
 
 
 def _estimate(
-    recipe: Recipe, options: Options, gpu: Gpu, gpu_memory: float | None, gpus: int | None
+    recipe: Recipe, options: TrainerConfig, gpu: Gpu, gpu_memory: float | None, gpus: int | None
 ) -> None:
     """Print what a run would take on each GPU, or say what would make it fit."""
     import torch

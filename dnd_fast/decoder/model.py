@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dnd_fast.decoder.length_projection import LengthProjection
 from dnd_fast.errors import InvalidInput
+from dnd_fast.kernels.conv2d import WORKSPACE_BYTES, Impl, fft_conv2d
 from dnd_fast.kernels.device import PROFILES, can_run_triton
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
-from dnd_fast.kernels.fft.torch_conv import WORKSPACE_BYTES, Impl, fft_conv2d
 from dnd_fast.kernels.fft.weight import TransformedWeight, transform_weight
-from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.lora_scatter import LoraScatterTable
 from dnd_fast.kernels.planner.cost_model import (
     CONVOLUTIONS,
     DecoderPlan,
@@ -27,7 +28,6 @@ from dnd_fast.kernels.planner.cost_model import (
     plan_decoder,
 )
 from dnd_fast.kernels.reference import LAYER_NORM_EPS, direct, hyper_conv_block
-from dnd_fast.text.encoder import LengthProjection
 
 if TYPE_CHECKING:
     from dnd_fast.decoder.prepared import Engine
@@ -305,7 +305,7 @@ class HyperConvDecoder(nn.Module):
             torch.compile(self._cascade, dynamic=False) if compile else self._cascade
         )
 
-    def make_engine(self, targets: TokenTargets | None = None) -> bool:
+    def make_engine(self, targets: LoraScatterTable | None = None) -> bool:
         """Let passes without gradients run on the Triton kernels alone, if ``impl`` allows that.
 
         Weights are packed now: change no parameter afterwards. The engine ends with a change of

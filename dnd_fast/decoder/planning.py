@@ -11,8 +11,8 @@ import torch
 
 from dnd_fast.decoder.model import HyperConvDecoder
 from dnd_fast.errors import InvalidInput
+from dnd_fast.kernels.conv2d import WORKSPACE_BYTES
 from dnd_fast.kernels.device import PROFILES, calibrate
-from dnd_fast.kernels.fft.torch_conv import WORKSPACE_BYTES
 from dnd_fast.kernels.planner.cost_model import DecoderPlan, Weights, plan_decoder
 from dnd_fast.kernels.planner.measured_times import load_table
 from dnd_fast.kernels.planner.peak_memory import peak_bytes
@@ -45,7 +45,7 @@ def plan_for(
     """
     if weights not in get_args(Weights):
         raise InvalidInput(f"weights={weights!r}; choose one of {get_args(Weights)}.")
-    profile = calibrate(decoder.device, decoder.dtype, dense=decoder.runs_triton)
+    profile = calibrate(decoder.device, decoder.dtype, fused_2d_dft=decoder.runs_triton)
     measured = load_table(decoder.device)
 
     def plan(limit: float | None) -> DecoderPlan:

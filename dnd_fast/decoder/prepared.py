@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dnd_fast.kernels.lora_scatter import TokenTargets
-from dnd_fast.kernels.triton.block import PackedBlock, hyper_conv_block
+from dnd_fast.kernels.lora_scatter import LoraScatterTable
+from dnd_fast.kernels.triton.block import PackedBlock, hyper_conv_block_triton
 from dnd_fast.kernels.triton.fft_conv import Workspace
 
 
@@ -31,7 +31,7 @@ class Engine:
         self,
         blocks: Sequence[PackedBlock],
         projection: Callable[[Tensor], Tensor] | None,
-        targets: TokenTargets | None = None,
+        targets: LoraScatterTable | None = None,
     ) -> None:
         self.targets = targets
         self._blocks = blocks
@@ -51,7 +51,7 @@ class Engine:
         return self._replay(condition, self.targets)
 
     @torch.no_grad()
-    def _replay(self, condition: Tensor, targets: TokenTargets | None) -> Tensor:
+    def _replay(self, condition: Tensor, targets: LoraScatterTable | None) -> Tensor:
         with self._lock:
             if not condition.is_cuda or len(condition) == 0:
                 return self._run(condition, targets)
@@ -63,19 +63,19 @@ class Engine:
             graph.replay()
             return result.clone()
 
-    def _run(self, x: Tensor, targets: TokenTargets | None) -> Tensor:
+    def _run(self, x: Tensor, targets: LoraScatterTable | None) -> Tensor:
         if self._projection is not None:
             x = self._projection(x)
         x, stats = x.contiguous(), None
         for block in self._blocks[:-1]:
             rows = len(x), block.shape_out[0]
             mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
-            x = hyper_conv_block(x, block, self._workspace, stats, out_stats=(mean, rstd))
+            x = hyper_conv_block_triton(x, block, self._workspace, stats, out_stats=(mean, rstd))
             stats = mean, rstd
-        return hyper_conv_block(x, self._blocks[-1], self._workspace, stats, targets=targets)
+        return hyper_conv_block_triton(x, self._blocks[-1], self._workspace, stats, targets=targets)
 
     def _capture(
-        self, condition: Tensor, targets: TokenTargets | None
+        self, condition: Tensor, targets: LoraScatterTable | None
     ) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         given, generation = condition.clone(), self._workspace.generation
         stream = torch.cuda.Stream()

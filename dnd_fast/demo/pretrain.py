@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from dnd_fast.demo.tasks import DOMAINS, FORMATS, SKILLS, Split, Task
-from dnd_fast.lora.batched import Batch, Encoded, collate, response_logits
+from dnd_fast.lora.batched import Batch, TokenizedExample, collate, response_logits
 from dnd_fast.recipe import Recipe
 
 STEPS = 2000
@@ -94,7 +94,7 @@ def pretraining_batch(
         prompts.append(f"{tokenizer.bos_token} {prompt}{tags}\n")
         answers.append(f"{wanted.answer(word)}{tokenizer.eos_token}")
     asked, answered = tokenizer(prompts)["input_ids"], tokenizer(answers)["input_ids"]
-    return collate([Encoded(a + b, len(a)) for a, b in zip(asked, answered, strict=True)])
+    return collate([TokenizedExample(a + b, len(a)) for a, b in zip(asked, answered, strict=True)])
 
 
 def _random_word(rng: random.Random) -> str:

@@ -20,13 +20,13 @@ from dnd_fast.demo.pretrain import pretrain
 from dnd_fast.demo.tasks import Split, Task, split_tasks
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.generator import Generator, GeneratorConfig
-from dnd_fast.lora.batched import Encoded, encode
+from dnd_fast.lora.batched import TokenizedExample, encode
 from dnd_fast.recipe import Recipe
 from dnd_fast.text.encoder import TextEncoder
 from dnd_fast.train.adapters.collect import collect
-from dnd_fast.train.generator.data import Source
+from dnd_fast.train.generator.data import TaskData
 from dnd_fast.train.generator.pairs import Pairing
-from dnd_fast.train.generator.trainer import Record, Trainer
+from dnd_fast.train.generator.trainer import StepMetrics, Trainer
 
 SHIPPED_SEED = 0  # of the files that come with the package
 EXAMPLES = 192  # training examples of each task
@@ -129,7 +129,7 @@ def train_generator(
     base: PreTrainedModel,
     conditions: Tensor,
     tokens: Tensor,
-    datasets: Sequence[Sequence[Encoded]],
+    datasets: Sequence[Sequence[TokenizedExample]],
     *,
     seed: int,
     progress: Progress = lambda stage, done, total: None,
@@ -138,7 +138,7 @@ def train_generator(
     generator.layout.fit(tokens.flatten(0, 1))
     targets = generator.layout.normalize(tokens)
     sources = [
-        Source(str(index), (conditions[index],), targets[index], examples)
+        TaskData(str(index), (conditions[index],), targets[index], examples)
         for index, examples in enumerate(datasets)
     ]
     pairing = Pairing(
@@ -155,7 +155,7 @@ def train_generator(
         name = "+".join(phase.objective for phase in phases[: index + 1])
         finished[name] = copy.deepcopy(generator).eval()
 
-    def report(step: Record) -> None:
+    def report(step: StepMetrics) -> None:
         progress(f"train the generator ({step.objective})", step.done, step.steps)
 
     Trainer(
@@ -165,8 +165,8 @@ def train_generator(
         pairing,
         phases,
         base=base,
-        stepped=report,
-        phase_done=keep,
+        on_step_end=report,
+        on_phase_end=keep,
     ).fit()
     return finished
 

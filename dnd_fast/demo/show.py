@@ -23,7 +23,7 @@ from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED
 from dnd_fast.demo.tasks import Example, Task, split_tasks
 from dnd_fast.generator import DEMO_MODELS, Generator
 from dnd_fast.lora.adapter import Adapter
-from dnd_fast.lora.batched import encode, exact_match, respond
+from dnd_fast.lora.batched import encode, exact_match, generate_responses
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Recipe
 from dnd_fast.train.adapters.collect import collect
@@ -158,8 +158,8 @@ def _print_examples(
     adapter: Adapter,
 ) -> None:
     prompts = [[example.prompt for example in examples]]
-    before = respond(base, tokenizer, prompts)[0]
-    after = respond(base, tokenizer, prompts, _stacked([adapter]), adapter.scaling)[0]
+    before = generate_responses(base, tokenizer, prompts)[0]
+    after = generate_responses(base, tokenizer, prompts, _stacked([adapter]), adapter.scaling)[0]
     table = Table("prompt", "base", "with the adapter", "right answer", box=None)
     for example, plain, adapted in zip(examples, before, after, strict=True):
         table.add_row(

@@ -33,7 +33,7 @@ PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
-class Agreement:
+class UpdateSimilarity:
     """How one module's update scaling * B A compares with another adapter's.
 
     Attributes:
@@ -187,7 +187,7 @@ class Adapter:
         """
         return self.apply(model).merge_and_unload()
 
-    def compare(self, other: Adapter) -> dict[str, Agreement]:
+    def compare(self, other: Adapter) -> dict[str, UpdateSimilarity]:
         """Compare the updates scaling * B A module by module, in float64.
 
         The updates are compared, not A and B, which many pairs of matrices share.
@@ -202,7 +202,8 @@ class Adapter:
                 f"{different[0]} for one."
             )
         return {
-            name: _agreement(*self._factors(name), *other._factors(name)) for name in self.modules
+            name: _update_similarity(*self._factors(name), *other._factors(name))
+            for name in self.modules
         }
 
     def _scaling(self, alpha: float, rank: int) -> float:
@@ -330,7 +331,7 @@ def _layer_settings(config: Any) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if key not in about}
 
 
-def _agreement(b: Tensor, a: Tensor, other_b: Tensor, other_a: Tensor) -> Agreement:
+def _update_similarity(b: Tensor, a: Tensor, other_b: Tensor, other_a: Tensor) -> UpdateSimilarity:
     if b.shape[0] != other_b.shape[0] or a.shape[1] != other_a.shape[1]:
         raise InvalidInput(
             f"the adapters are for different models: one updates a weight of shape "
@@ -339,7 +340,7 @@ def _agreement(b: Tensor, a: Tensor, other_b: Tensor, other_a: Tensor) -> Agreem
     norm, other_norm = _norm(b, a), _norm(other_b, other_a)
     product = _inner(b, a, other_b, other_a)
     difference = _norm(torch.cat([b, -other_b], dim=1), torch.cat([a, other_a], dim=0))
-    return Agreement(
+    return UpdateSimilarity(
         cosine=product / (norm * other_norm) if norm and other_norm else float("nan"),
         relative_error=difference / other_norm if other_norm else float("inf"),
     )

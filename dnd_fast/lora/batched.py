@@ -17,10 +17,10 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from dnd_fast.errors import InvalidInput
 from dnd_fast.text.datasets import Example
 
-IGNORED = -100
+IGNORE_INDEX = -100
 
 
-class Encoded(NamedTuple):
+class TokenizedExample(NamedTuple):
     """Token ids of a conversation and where its response starts."""
 
     ids: list[int]
@@ -42,7 +42,9 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device) for tensor in self))
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example]) -> list[Encoded]:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example]
+) -> list[TokenizedExample]:
     """Tokenise conversations by the tokenizer's chat template.
 
     A response starts where its conversation first differs from what the model is asked with.
@@ -65,7 +67,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example]) -> l
             f"the chat template of the tokenizer {tokenizer.name_or_path!r} refuses a "
             f"conversation: {error}"
         ) from error
-    encoded = [Encoded(ids, _common(ids, start)) for ids, start in zip(whole, starts, strict=True)]
+    encoded = [
+        TokenizedExample(ids, _common(ids, start)) for ids, start in zip(whole, starts, strict=True)
+    ]
     if any(start == len(ids) for ids, start in encoded):
         raise InvalidInput(
             f"the chat template of the tokenizer {tokenizer.name_or_path!r} leaves out a response."
@@ -115,12 +119,12 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def collate(sequences: Sequence[Encoded]) -> Batch:
+def collate(sequences: Sequence[TokenizedExample]) -> Batch:
     """Right-pad to the longest; labels are already shifted by one. Padding needs no mask under a
     causal one."""
     longest = max(len(sequence.ids) for sequence in sequences)
     input_ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    labels = torch.full((len(sequences), longest), IGNORED)
+    labels = torch.full((len(sequences), longest), IGNORE_INDEX)
     for row, (ids, start) in enumerate(sequences):
         input_ids[row, : len(ids)] = torch.tensor(ids)
         labels[row, start - 1 : len(ids) - 1] = torch.tensor(ids[start:])
@@ -128,13 +132,13 @@ def collate(sequences: Sequence[Encoded]) -> Batch:
 
 
 @contextmanager
-def applied(
+def with_adapters(
     model: PreTrainedModel, adapters: Mapping[str, Tensor], scaling: float
 ) -> Iterator[None]:
     """Apply K adapters while the block runs: sequence ``k * B + b`` of a batch sees adapter k.
 
     Differentiable in the adapters, which multiply in the dtype of what they are applied to. Where
-    :func:`recomputed` is used, the backward pass belongs into the block, too.
+    :func:`gradient_checkpointing` is used, the backward pass belongs into the block, too.
 
     Args:
         model: a causal LM.
@@ -165,7 +169,7 @@ def applied(
 
 
 @contextmanager
-def recomputed(model: PreTrainedModel) -> Iterator[None]:
+def gradient_checkpointing(model: PreTrainedModel) -> Iterator[None]:
     """Keep only the inputs of the model's blocks for backward passes within, which run them again.
 
     Raises:
@@ -185,7 +189,7 @@ def recomputed(model: PreTrainedModel) -> Iterator[None]:
 
 def response_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits ``[tokens, vocabulary]`` and labels ``[tokens]`` of the response positions only."""
-    answered = batch.labels != IGNORED
+    answered = batch.labels != IGNORE_INDEX
 
     def select(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0][answered],)
@@ -204,17 +208,17 @@ def adapter_losses(
     model: PreTrainedModel, adapters: Mapping[str, Tensor], scaling: float, batch: Batch
 ) -> Tensor:
     """Mean next-token loss of each adapter on its own sequences: ``[K, B, T]`` -> ``[K]``."""
-    with applied(model, adapters, scaling):
+    with with_adapters(model, adapters, scaling):
         total = summed_losses(model, batch)
-    return total / (batch.labels != IGNORED).sum((1, 2))
+    return total / (batch.labels != IGNORE_INDEX).sum((1, 2))
 
 
 def summed_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Summed next-token losses ``[K]`` of a batch ``[K, B, T]`` under :func:`applied` adapters."""
+    """Summed next-token losses ``[K]`` of a batch ``[K, B, T]``, under :func:`with_adapters`."""
     count = batch.input_ids.shape[0]
     logits, labels = response_logits(model, batch.view(-1))
     loss = cross_entropy(logits.float(), labels, reduction="none")
-    owner = (batch.labels != IGNORED).nonzero()[:, 0]
+    owner = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
     return loss.new_zeros(count).index_add(0, owner, loss)
 
 
@@ -231,7 +235,7 @@ def exact_match(
     greedy decoding produces this response.
     """
     flat = batch.view(-1)
-    with applied(model, adapters or {}, scaling):
+    with with_adapters(model, adapters or {}, scaling):
         logits, _ = response_logits(model, flat)
     return answered_exactly(flat, logits).view(batch.labels.shape[:2]).float().mean(-1)
 
@@ -243,14 +247,14 @@ def answered_exactly(batch: Batch, logits: Tensor) -> Tensor:
         batch: the sequences.
         logits: of their response positions, by :func:`response_logits`.
     """
-    answered = batch.labels != IGNORED
+    answered = batch.labels != IGNORE_INDEX
     correct = torch.ones_like(answered)
     correct[answered] = logits.argmax(-1) == batch.labels[answered]
     return correct.all(-1)
 
 
 @torch.no_grad()
-def respond(
+def generate_responses(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[str]],
@@ -263,7 +267,7 @@ def respond(
     each = len(prompts[0])
     asked = [Example(prompt, "") for group in prompts for prompt in group]
     inputs = generation_inputs(tokenizer, asked, model.device)
-    with applied(model, adapters or {}, scaling):
+    with with_adapters(model, adapters or {}, scaling):
         ids = model.generate(  # type: ignore[operator]
             **inputs, max_new_tokens=max_new_tokens, do_sample=False
         )

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import check_weights
 from dnd_fast.kernels.device import can_run_triton
-from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.lora_scatter import LoraScatterTable
 from dnd_fast.lora.adapter import Adapter, lora_config
 from dnd_fast.lora.border import add_border, remove_border
 from dnd_fast.lora.target_modules import LoraModule, find_lora_modules
@@ -120,7 +120,7 @@ class TokenLayout(nn.Module):
                 "scale='border' needs at least two elements per chunk, padding not counted. Pass "
                 "another chunk or scale='static'."
             )
-        self.modules_ = tuple(modules)
+        self.adapted_modules = tuple(modules)
         self.rank = rank
         self.lora_alpha = lora_alpha
         self.target_modules = target_modules
@@ -134,7 +134,7 @@ class TokenLayout(nn.Module):
             raise InvalidInput(f"chunk={chunk!r}: it must be a positive integer.")
         self.token_shape = (rank + border, self.chunk + border)
         self.num_tokens = sum(math.ceil(size / self.chunk) for size in sizes)
-        self._tables: dict[torch.device, TokenTargets] = {}  # made on first use
+        self._tables: dict[torch.device, LoraScatterTable] = {}  # made on first use
         self.register_buffer("mean", None)
         self.register_buffer("std", None)
 
@@ -195,10 +195,12 @@ class TokenLayout(nn.Module):
             "target_modules": self.target_modules,
             "scale": self.scale,
             "chunk": self.chunk,
-            "modules": {module.name: [module.size_in, module.size_out] for module in self.modules_},
+            "modules": {
+                module.name: [module.size_in, module.size_out] for module in self.adapted_modules
+            },
         }
 
-    def product(self, tensors: dict[str, Tensor]) -> Any:
+    def to_adapter(self, tensors: dict[str, Tensor]) -> Any:
         """What the tensors of one :meth:`detokenize` make up: here, an adapter."""
         config = lora_config(
             rank=self.rank,
@@ -212,7 +214,7 @@ class TokenLayout(nn.Module):
         """PEFT's name and the shape of every LoRA tensor, in token order."""
         return {
             f"{PEFT_PREFIX}{module.name}.lora_{half}.weight": shape
-            for module in self.modules_
+            for module in self.adapted_modules
             for half, shape in (
                 ("A", (self.rank, module.size_in)),
                 ("B", (module.size_out, self.rank)),
@@ -295,10 +297,10 @@ class TokenLayout(nn.Module):
         kernel.detokenize(tokens, targets, out)
         return self.unpack(out.cpu())
 
-    def targets(self, device: torch.device) -> TokenTargets:
+    def targets(self, device: torch.device) -> LoraScatterTable:
         """Where a kernel writes tokens, with the statistics as they are now."""
         if device not in self._tables:
-            self._tables[device] = TokenTargets.make(self.tensor_shapes(), self.chunk, device)
+            self._tables[device] = LoraScatterTable.make(self.tensor_shapes(), self.chunk, device)
         border = self.scale == "border"
         return replace(self._tables[device], mean=self.mean, std=self.std, border=border)
 

@@ -31,7 +31,7 @@ from dnd_fast.lora.batched import (
     answered_exactly,
     collate,
     encode,
-    respond,
+    generate_responses,
     response_logits,
     summed_losses,
 )
@@ -271,7 +271,7 @@ class AdaptiveModel:
             places = [i for i, each in enumerate(chosen) if each == name]
             group = [prompts[i] for i in places]
             with self.base.merged(experts[name]) if name != OTHERS else nullcontext():
-                said = respond(
+                said = generate_responses(
                     self.base.model, self.tokenizer, [group], max_new_tokens=max_new_tokens
                 )[0]
             answers |= {i: Answer(text, name) for i, text in zip(places, said, strict=True)}

@@ -104,7 +104,7 @@ class ExpertLayout(TokenLayout):
         """``[B, E]``, as kernels write it, -> what :meth:`detokenize` gives; views."""
         return {name: z.squeeze(-2) for name, z in super().unpack(weights).items()}
 
-    def product(self, tensors: dict[str, Tensor]) -> Expert:
+    def to_adapter(self, tensors: dict[str, Tensor]) -> Expert:
         """An expert with these vectors."""
         config = ExpertConfig(self.base_model, self.fingerprint, self.parametrisation)
         return Expert({name: z.clone() for name, z in tensors.items()}, config)

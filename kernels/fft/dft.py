@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dnd_fast.kernels.fft.tiling import Cut, FFTConvPlan, Positions, columns
+from dnd_fast.kernels.fft.tiling import FFTConvPlan, Positions, TileSpan, columns
 
 
-def analyze(
+def dft_forward(
     x: Tensor,
     plan: FFTConvPlan,
     positions: Positions,
     *,
     unit: bool,
-    cuts: Sequence[Cut] | None = None,
+    spans: Sequence[TileSpan] | None = None,
     planes: int = 2,
 ) -> Tensor:
     """DFT of real data, ``[W, H, ...]`` -> ``[F, planes, ...]``, or ``[F, planes, t1, t2, ...]``.
@@ -35,7 +35,7 @@ def analyze(
         plan: lengths of the DFT.
         positions: of the data in the window, along width and height.
         unit: orthonormal, rather than without a factor.
-        cuts: tiles t2 and t1 along width and height.
+        spans: tiles t2 and t1 along width and height.
         planes: 2 for (re, im); 3 for (-im, re, im), whose first two are the signal turned by a
             right angle.
     """
@@ -44,12 +44,12 @@ def analyze(
     down_own, down = _height_matrices(n, positions[1], unit, planes, x.dtype, x.device)
     rest: tuple[int, ...] = x.shape[2:]
     x = x.contiguous()
-    if cuts is None:
+    if spans is None:
         waves = (across @ x.flatten(1)).view(len(across), x.shape[1], -1)  # [R, P1, M]
     else:
-        windows = cuts[0](x, 0)  # [t2, P2, H, ...]
+        windows = spans[0](x, 0)  # [t2, P2, H, ...]
         waves = torch.matmul(across, windows.flatten(2)).unflatten(2, x.shape[1:])
-        tiles = cuts[1](waves, 2)  # [t2, R, t1, P1, ...]
+        tiles = spans[1](waves, 2)  # [t2, R, t1, P1, ...]
         rest = (tiles.shape[2], tiles.shape[0], *rest)
         order = (1, 3, 2, 0, *range(4, tiles.ndim))
         waves = tiles.permute(order).flatten(2)  # [R, P1, (t1, t2, ...)]
@@ -66,7 +66,7 @@ def analyze(
     return out
 
 
-def synthesize(bins: Tensor, plan: FFTConvPlan, positions: Positions, *, unit: bool) -> Tensor:
+def dft_inverse(bins: Tensor, plan: FFTConvPlan, positions: Positions, *, unit: bool) -> Tensor:
     """Inverse DFT at some positions of a window: ``[F, 2, ...]`` -> ``[P2, P1, ...]``, real."""
     n, (own, pairs) = plan.height.dft, columns(plan.width.dft)
     rest, rows = bins.shape[2:], len(positions[1])
@@ -152,10 +152,10 @@ def _inverse_width_matrix(
 
 
 @cache  # never evicted: CUDA graphs hold its address
-def folded_analysis(
+def folded_forward_matrix(
     plan: FFTConvPlan, positions: Positions, unit: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """:func:`analyze` as two matrices for a window folded about its centre, ``[2, F, K]``.
+    """:func:`dft_forward` as two matrices for a window folded about its centre, ``[2, F, K]``.
 
     With x at position p of P in all (along the width first) and x' at P - 1 - p, real parts are the
     first matrix times x + x', imaginary parts the second times x - x', for the first K = P / 2
@@ -171,10 +171,10 @@ def folded_analysis(
 
 
 @cache  # never evicted: CUDA graphs hold its address
-def folded_synthesis(
+def folded_inverse_matrix(
     plan: FFTConvPlan, positions: Positions, unit: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """:func:`synthesize` as two matrices for a window folded about its centre, ``[2, K, F]``.
+    """:func:`dft_inverse` as two matrices for a window folded about its centre, ``[2, K, F]``.
 
     The first times real parts, c, and the second times imaginary parts, s, give position p = c + s
     and P - 1 - p = c - s. F is filled up to a multiple of 16 with zeros.

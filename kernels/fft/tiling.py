@@ -12,7 +12,7 @@ Positions = tuple[tuple[int, ...], tuple[int, ...]]  # along width and height
 
 
 @dataclass(frozen=True)
-class Cut:
+class TileSpan:
     """Tiles along an axis.
 
     Attributes:
@@ -41,7 +41,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Axis:
+class AxisTiling:
     """How one spatial axis is cut into tiles.
 
     Attributes:
@@ -85,28 +85,28 @@ class Axis:
         return 0 if self.whole else self.kernel // 2
 
     @property
-    def inputs(self) -> Cut:
+    def inputs(self) -> TileSpan:
         """The windows that outputs are computed from."""
         if self.whole:
             return self.kept
         return self._cut(size=self.dft, before=self.offset, first=0)
 
     @property
-    def kept(self) -> Cut:
+    def kept(self) -> TileSpan:
         """The outputs."""
         return self._cut(size=self.outputs, before=0, first=self.offset)
 
-    def _cut(self, size: int, before: int, first: int) -> Cut:
+    def _cut(self, size: int, before: int, first: int) -> TileSpan:
         after = (self.tiles - 1) * self.outputs + size - before - self.length
-        return Cut(before, after, size, self.outputs, first)
+        return TileSpan(before, after, size, self.outputs, first)
 
 
 @dataclass(frozen=True)
 class FFTConvPlan:
     """Tiles and transforms of one convolution over (height, width)."""
 
-    height: Axis
-    width: Axis
+    height: AxisTiling
+    width: AxisTiling
 
     @classmethod
     def make(
@@ -117,7 +117,7 @@ class FFTConvPlan:
         Raises:
             ValueError: an even kernel, or a DFT shorter than the kernel.
         """
-        return cls(Axis(height, kernel, dft_height), Axis(width, kernel, dft_width))
+        return cls(AxisTiling(height, kernel, dft_height), AxisTiling(width, kernel, dft_width))
 
     @property
     def kernel(self) -> int:

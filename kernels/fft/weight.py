@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dnd_fast.kernels.fft.dft import analyze
+from dnd_fast.kernels.fft.dft import dft_forward
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
 
 FP16_LIMIT = (
@@ -85,7 +85,7 @@ def transform_weight(
     each = channels_in * (2 * plan.bins + plan.kernel * plan.width.dft) * exact.itemsize
     for channels in chunks(channels_out, each, workspace_bytes):
         part = weight[channels].permute(3, 2, 0, 1)
-        bins = analyze(part.to(exact), plan, plan.taps, unit=False)
+        bins = dft_forward(part.to(exact), plan, plan.taps, unit=False)
         if dtype == torch.float16:
             bins /= scale
         elif dtype == torch.int8:

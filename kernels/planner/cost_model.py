@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from dnd_fast.kernels.conv2d import WORKSPACE_BYTES
 from dnd_fast.kernels.device import DeviceProfile
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
-from dnd_fast.kernels.fft.torch_conv import WORKSPACE_BYTES
 
 CONVOLUTIONS = ("a_width", "a_height", "b_height", "b_width", "layerwise")
 MAX_DFT = 64
@@ -180,7 +180,7 @@ def plan_decoder(
     paths = [_trade_offs(options) for options in candidates]
     choices = [path[0] for path in paths]
     steps = sorted(
-        (_price(before, after), index, place)
+        (_marginal_cost(before, after), index, place)
         for index, path in enumerate(paths)
         for place, (before, after) in enumerate(itertools.pairwise(path), start=1)
     )
@@ -201,16 +201,16 @@ def _trade_offs(options: Sequence[ConvPlan]) -> list[ConvPlan]:
     """The fastest, then ever smaller ones, each for the fewest seconds per byte saved."""
     path = [min(options, key=lambda each: (each.seconds, each.weight_bytes))]
     while smaller := [each for each in options if each.weight_bytes < path[-1].weight_bytes]:
-        path.append(min(smaller, key=lambda each: _price(path[-1], each)))
+        path.append(min(smaller, key=lambda each: _marginal_cost(path[-1], each)))
     return path
 
 
-def _price(before: ConvPlan, after: ConvPlan) -> float:
+def _marginal_cost(before: ConvPlan, after: ConvPlan) -> float:
     """Seconds per byte saved."""
     return (after.seconds - before.seconds) / (before.weight_bytes - after.weight_bytes)
 
 
-def floor_seconds(
+def bandwidth_bound_seconds(
     features: Sequence[Sequence[int]], kernel: int, profile: DeviceProfile, batch: int = 1
 ) -> float:
     """No algorithm is faster: raw weights and condition read once, tokens written once."""
@@ -302,26 +302,26 @@ def _add_convolution(
     steps: _Steps, shape: ConvShape, tiles: FFTConvPlan, batch: int, weights: Weights
 ) -> None:
     """Windows in, one product per bin, kept outputs back."""
-    height, width, dense = tiles.height, tiles.width, steps.profile.dense
+    height, width, fused_2d_dft = tiles.height, tiles.width, steps.profile.fused_2d_dft
     c_in, c_out, count = shape.channels_in, shape.channels_out, batch * tiles.tiles
     inputs, outputs = ((batch * shape.height * shape.width) * c for c in (c_in, c_out))
     signal, product = 3.0 * tiles.bins * c_in * count, 2.0 * tiles.bins * c_out * count
     transformed = 2.0 * tiles.bins * c_in * c_out
     rows, across = min(height.dft, height.length), min(width.dft, width.length)
-    moved = inputs + signal if dense else 3 * inputs + 2.5 * signal
+    moved = inputs + signal if fused_2d_dft else 3 * inputs + 2.5 * signal
     _add_transforms(steps, tiles, rows, across, 3, c_in * count, moved)
     if weights == "streamed":
-        moved = shape.weights + transformed if dense else 3 * shape.weights + 2 * transformed
+        moved = shape.weights + transformed if fused_2d_dft else 3 * shape.weights + 2 * transformed
         _add_transforms(steps, tiles, tiles.kernel, tiles.kernel, 2, c_in * c_out, moved)
     kept = transformed
     if weights == "int8":
         kept /= steps.profile.element_size
-        if not dense:  # converted before use
+        if not fused_2d_dft:  # converted before use
             steps.add(0, kept + transformed, steps.profile.gemm_flops)
             kept = transformed
     flops = 8.0 * tiles.bins * c_in * c_out * count
-    steps.add(flops, kept + signal + (1 if dense else 2) * product, steps.profile.gemm_flops)
-    moved = product + outputs if dense else 4 * product + 3 * outputs
+    steps.add(flops, kept + signal + (1 if fused_2d_dft else 2) * product, steps.profile.gemm_flops)
+    moved = product + outputs if fused_2d_dft else 4 * product + 3 * outputs
     _add_transforms(steps, tiles, height.outputs, width.outputs, 2, c_out * count, moved)
 
 
@@ -349,7 +349,7 @@ def _add_transforms(
     moved: float,
 ) -> None:
     """Of ``count`` windows, between ``rows`` x ``across`` positions and the planes of all bins."""
-    if steps.profile.dense:  # folded about the window's centre
+    if steps.profile.fused_2d_dft:  # folded about the window's centre
         flops = 2.0 * rows * across * tiles.bins
     else:
         columns = 2 * (tiles.width.dft // 2 + 1)

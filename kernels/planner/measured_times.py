@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch.nn.functional import conv2d
 
-from dnd_fast.kernels.device import DeviceProfile, seconds_of, table_name
-from dnd_fast.kernels.fft.torch_conv import fft_conv2d
+from dnd_fast.kernels.conv2d import fft_conv2d
+from dnd_fast.kernels.device import DeviceProfile, table_name, time_fn
 from dnd_fast.kernels.fft.weight import TransformedWeight
 from dnd_fast.kernels.planner.cost_model import (
     ConvPlan,
@@ -98,7 +98,7 @@ def _time(
     raw = shape.channels_out, shape.channels_in, shape.kernel, shape.kernel
     if tiles is None:
         weight = torch.randn(raw, device=device)
-        return seconds_of(lambda: conv2d(x, weight, padding=shape.kernel // 2), device, seconds)
+        return time_fn(lambda: conv2d(x, weight, padding=shape.kernel // 2), device, seconds)
     used: torch.Tensor | TransformedWeight = torch.randn(0)
     if weights == "streamed":
         used = torch.randn(raw, device=device)
@@ -109,4 +109,4 @@ def _time(
         used = TransformedWeight(
             torch.ones(size, dtype=dtype, device=device), scale if weights == "int8" else None
         )
-    return seconds_of(lambda: fft_conv2d(x, used, tiles), device, seconds)
+    return time_fn(lambda: fft_conv2d(x, used, tiles), device, seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import weakref
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -13,6 +12,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from dnd_fast.kernels.fft.tiling import FFTConvPlan
+from dnd_fast.kernels.fft.torch_conv import fft_conv2d_torch, weight_gradient_torch
 
 Described = tuple[tuple[int, ...], torch.dtype]
 
@@ -69,15 +71,12 @@ def _inside(
     workspace: int,
 ) -> int:
     """What a convolution in the transform domain allocates, its result included."""
-    fft_conv = importlib.import_module(
-        "dnd_fast.kernels.fft.torch_conv"
-    )  # which needs no memory.py
     with unset_fake_temporarily():
         x, other = (torch.empty(shape, dtype=each, device="meta") for shape, each in tensors)
-        plan = fft_conv.FFTConvPlan.make(*lengths)
-        inner = fft_conv._convolve
+        plan = FFTConvPlan.make(*lengths)
+        inner = fft_conv2d_torch
         if func is torch.ops.dnd_fast.fft_conv2d_weight_gradient.default:
-            inner = fft_conv._outer
+            inner = weight_gradient_torch
         return peak_bytes(lambda: inner(x, other, plan, dtype, workspace))
 
 

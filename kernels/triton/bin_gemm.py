@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from dnd_fast.kernels.triton import tuning as tuned
+from dnd_fast.kernels.triton import tuning
 from dnd_fast.kernels.triton.checks import Config, require_gpu, require_shape
 from dnd_fast.kernels.triton.primitives import known_multiple
 
@@ -276,7 +276,7 @@ def bin_gemm(
         words = x.dtype, weight.dtype, "wide" if _wide(x, weight) else "narrow"
         sizes = channels_out, 2 * tiles, channels
         tried = candidates(x, weight, _capability(x))
-        config = tuned.config(tried, x.device, "bin_gemm", *words, *sizes)
+        config = tuning.config(tried, x.device, "bin_gemm", *words, *sizes)
     block_m, block_n, block_k = config.block_m, config.block_n, config.block_k
     blocks = bins * triton.cdiv(channels_out, block_m) * triton.cdiv(2 * tiles, block_n)
     if blocks == 0:
@@ -346,7 +346,7 @@ def bin_gemm_weight_gradient(
     if config is None:
         tried: tuple[Config, ...] = SINGLE if x.dtype == torch.float32 else GRADIENT
         problem = x.dtype, channels_out, channels, 2 * tiles
-        config = tuned.config(tried, x.device, "weight_gradient", *problem)
+        config = tuning.config(tried, x.device, "weight_gradient", *problem)
     blocks = triton.cdiv(channels_out, config.block_m) * triton.cdiv(channels, config.block_n)
     if out.numel() == 0:
         return

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
 from dnd_fast.kernels.fft.weight import TransformedWeight, largest
-from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.lora_scatter import LoraScatterTable
 from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS
 from dnd_fast.kernels.triton.checks import LayerNorm
 from dnd_fast.kernels.triton.direct_conv import direct_conv2d, pack_weight
@@ -91,14 +91,14 @@ class PackedBlock:
         )
 
 
-def hyper_conv_block(
+def hyper_conv_block_triton(
     x: Tensor,
     block: PackedBlock,
     workspace: Workspace,
     stats: tuple[Tensor, Tensor] | None = None,
     *,
     out_stats: tuple[Tensor, Tensor] | None = None,
-    targets: TokenTargets | None = None,
+    targets: LoraScatterTable | None = None,
 ) -> Tensor:
     """Map ``[B, N, L, C]`` to ``[B, N', L', C']``; both contiguous, of the parameters' dtype.
 

@@ -11,7 +11,7 @@ from typing import Literal
 import triton
 from torch import Tensor
 
-from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.lora_scatter import LoraScatterTable
 
 EpilogueName = Literal["store", "tanh_bias", "mix", "bias_residual"]
 
@@ -105,7 +105,7 @@ def require_operands(
             )
 
 
-def output_shape(out: Tensor, targets: TokenTargets | None) -> tuple[int, int, int, int]:
+def output_shape(out: Tensor, targets: LoraScatterTable | None) -> tuple[int, int, int, int]:
     """``[B, C, H, W]`` of an output, which may be tokens on their way into LoRA tensors.
 
     Raises:
@@ -119,7 +119,7 @@ def output_shape(out: Tensor, targets: TokenTargets | None) -> tuple[int, int, i
 
 
 def image_strides(
-    out: Tensor, targets: TokenTargets | None, other: Tensor | None
+    out: Tensor, targets: LoraScatterTable | None, other: Tensor | None
 ) -> tuple[int, ...]:
     """Of an output ``[B, C, H, W]`` and what is added to it; 0 where there is neither.
 

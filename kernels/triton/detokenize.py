@@ -26,8 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dnd_fast.kernels.lora_scatter import TokenTargets
-from dnd_fast.kernels.triton import tuning as tuned
+from dnd_fast.kernels.lora_scatter import LoraScatterTable
+from dnd_fast.kernels.triton import tuning
 from dnd_fast.kernels.triton.checks import require_gpu, require_shape
 
 
@@ -139,7 +139,7 @@ CANDIDATES = (
 
 def detokenize(
     tokens: Tensor,
-    targets: TokenTargets,
+    targets: LoraScatterTable,
     out: Tensor,
     *,
     config: DetokenizeConfig | None = None,
@@ -171,7 +171,7 @@ def detokenize(
     scale = "border" if targets.border else "none" if targets.mean is None else "static"
     if config is None:
         problem = tokens.dtype, out.dtype, scale, samples * count, targets.rank, targets.chunk
-        config = tuned.config(CANDIDATES, tokens.device, "detokenize", *problem)
+        config = tuning.config(CANDIDATES, tokens.device, "detokenize", *problem)
     _detokenize_kernel[(count, samples)](
         tokens_ptr=tokens,
         targets_ptr=targets.table,

@@ -1,4 +1,4 @@
-"""Analysis: the tiles of an image transformed, as one matrix product with folded windows.
+"""The forward DFT: the tiles of an image transformed, as one matrix product with folded windows.
 
 A 2-D DFT of a window of P positions is one dense matrix. With the origin in the window's centre its
 rows for real parts are even and those for imaginary parts odd, so that windows are folded, position
@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dnd_fast.kernels.fft.tiling import Tiling
-from dnd_fast.kernels.triton import tuning as tuned
+from dnd_fast.kernels.triton import tuning
 from dnd_fast.kernels.triton.checks import Config, LayerNorm, alignment, require_flat, require_gpu
 from dnd_fast.kernels.triton.primitives import (
     known_multiple,
@@ -40,7 +40,7 @@ from dnd_fast.kernels.triton.primitives import (
 
 
 @triton.jit
-def _analyze_kernel(
+def _dft_forward_kernel(
     x_ptr,
     matrix_ptr,
     out_ptr,
@@ -159,7 +159,7 @@ NORMED = (
 SINGLE = (Config(block_m=64, block_n=32, block_k=16, num_warps=4, num_stages=2),)
 
 
-def analyze(
+def dft_forward_triton(
     x: Tensor,
     matrix: Tensor,
     tiling: Tiling,
@@ -175,9 +175,9 @@ def analyze(
 
     Args:
         x: ``[B, C, H, W]``, any strides; float16, bfloat16 or float32. Zero outside.
-        matrix: ``[2, F, K]``, contiguous, M of the module's docstring, as ``dft.folded_analysis``
-            makes it; columns beyond half the positions of a tile meet zeros. float16 for 16-bit x,
-            else x's dtype. Fastest where K is a multiple of 16.
+        matrix: ``[2, F, K]``, contiguous, M of the module's docstring, as
+            ``dft.folded_forward_matrix`` makes it; columns beyond half the positions of a tile
+            meet zeros. float16 for 16-bit x, else x's dtype. Fastest where K is a multiple of 16.
         tiling: of x.
         out: ``[F, planes, T, C]``, contiguous, or any shape with as many elements; T = tiles
             times B.
@@ -207,12 +207,12 @@ def analyze(
         single = matrix.dtype == torch.float32
         candidates = SINGLE if single else NORMED if norm else HALF
         words = matrix.dtype, "normed" if norm else "plain", layout
-        config = tuned.config(candidates, x.device, "analyze", *words, bins, columns, inner)
+        config = tuning.config(candidates, x.device, "dft_forward", *words, bins, columns, inner)
     stats, affine = (norm.stats_strides, norm.affine_strides) if norm else ((0,) * 4, (0,) * 4)
     blocks = 2 * triton.cdiv(bins, config.block_m) * triton.cdiv(columns, config.block_n)
     if blocks == 0:
         return
-    _analyze_kernel[(blocks,)](
+    _dft_forward_kernel[(blocks,)](
         x_ptr=x,
         matrix_ptr=matrix,
         out_ptr=out,

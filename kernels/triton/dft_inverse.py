@@ -1,4 +1,4 @@
-"""Synthesis: bins transformed back into the tiles of an image, with an epilogue.
+"""The inverse DFT: bins transformed back into the tiles of an image, with an epilogue.
 
 With the folds and the order of :mod:`.dft_forward`, positions k and tiles t, channels c,
 
@@ -23,8 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dnd_fast.kernels.fft.tiling import Tiling
-from dnd_fast.kernels.lora_scatter import TokenTargets
-from dnd_fast.kernels.triton import tuning as tuned
+from dnd_fast.kernels.lora_scatter import LoraScatterTable
+from dnd_fast.kernels.triton import tuning
 from dnd_fast.kernels.triton.checks import (
     Config,
     EpilogueName,
@@ -48,7 +48,7 @@ from dnd_fast.kernels.triton.primitives import (
 
 
 @triton.jit
-def _synthesize_kernel(
+def _dft_inverse_kernel(
     y_ptr,
     matrix_ptr,
     out_ptr,
@@ -184,7 +184,7 @@ HALF = (
 SINGLE = (Config(block_m=64, block_n=32, block_k=16, num_warps=8, num_stages=2),)
 
 
-def synthesize(
+def dft_inverse_triton(
     y: Tensor,
     matrix: Tensor,
     tiling: Tiling,
@@ -198,7 +198,7 @@ def synthesize(
     other: Tensor | None = None,
     amax: Tensor | None = None,
     stats: tuple[Tensor, Tensor] | None = None,
-    targets: TokenTargets | None = None,
+    targets: LoraScatterTable | None = None,
     config: Config | None = None,
 ) -> None:
     """Transform back into the tiles of an image, which must not overlap; what juts out is dropped.
@@ -212,13 +212,14 @@ def synthesize(
 
     Args:
         y: ``[F, 2, T, C]``, contiguous, or any shape with as many elements; of the matrix's dtype.
-        matrix: ``[2, K, F']``, contiguous, E of the module's docstring, as ``dft.folded_synthesis``
-            makes it; F' at least F, and columns beyond F meet zeros. Fastest where F' is a multiple
-            of 16.
+        matrix: ``[2, K, F']``, contiguous, E of the module's docstring, as
+            ``dft.folded_inverse_matrix`` makes it; F' at least F, and columns beyond F meet zeros.
+            Fastest where F' is a multiple of 16.
         tiling: of ``out``, with ``before`` 0.
         out: ``[B, C, H, W]``, any strides, any float dtype up to float32; with targets ``[B, E]``,
             contiguous.
-        bound, sqrt_points: as given to :func:`analyze` for the signal that y was computed from.
+        bound, sqrt_points: as given to :func:`dft_forward_triton` for the
+            signal that y was computed from.
         gain: a factor.
         epilogue: see above.
         bias: a view ``[C, H, W]``, any strides, for ``"tanh_bias"``; ``[C]``, contiguous, for
@@ -256,7 +257,7 @@ def synthesize(
     if config is None:
         candidates = SINGLE if matrix.dtype == torch.float32 else HALF
         problem = matrix.dtype, epilogue, layout, tiling.folded, columns, inner
-        config = tuned.config(candidates, out.device, "synthesize", *problem)
+        config = tuning.config(candidates, out.device, "dft_inverse", *problem)
     bias_strides = bias.stride() if bias is not None and bias.ndim == 3 else (0, 0, 0)
     strides = image_strides(out, targets, other)
     blocks_m = triton.cdiv(tiling.folded, config.block_m)
@@ -266,7 +267,7 @@ def synthesize(
     chunks = None
     if stats is not None:
         chunks = y.new_empty(3, spatial * blocks_m, batch * channels, dtype=torch.float32)
-    _synthesize_kernel[(blocks_m * blocks_n,)](
+    _dft_inverse_kernel[(blocks_m * blocks_n,)](
         y_ptr=y,
         matrix_ptr=matrix,
         out_ptr=out,

@@ -27,8 +27,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dnd_fast.kernels.lora_scatter import TokenTargets
-from dnd_fast.kernels.triton import tuning as tuned
+from dnd_fast.kernels.lora_scatter import LoraScatterTable
+from dnd_fast.kernels.triton import tuning
 from dnd_fast.kernels.triton.checks import (
     EpilogueName,
     LayerNorm,
@@ -230,7 +230,7 @@ def direct_conv2d(
     other: Tensor | None = None,
     amax: Tensor | None = None,
     stats: tuple[Tensor, Tensor] | None = None,
-    targets: TokenTargets | None = None,
+    targets: LoraScatterTable | None = None,
     config: DirectConvConfig | None = None,
 ) -> None:
     """Convolve with stride 1 and "same" padding.
@@ -284,7 +284,7 @@ def direct_conv2d(
         normed, written = "normed" if norm else "plain", "tokens" if targets else epilogue
         words = packed.dtype, normed, layout, written
         sizes = batch * height * width, channels_out, channels_in, kernel
-        config = tuned.config(candidates, x.device, "direct_conv", *words, *sizes)
+        config = tuning.config(candidates, x.device, "direct_conv", *words, *sizes)
     block_h, block_w = _rectangle(height, width, config)
     block_n = min(config.outputs, max(16, triton.next_power_of_2(channels_out)))
     joint = channels_in < 16

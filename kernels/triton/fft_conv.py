@@ -4,7 +4,7 @@ The same steps and layouts as :mod:`dnd_fast.kernels.fft.torch_conv`, with every
 matrix product with folded windows (:mod:`.dft_forward`, :mod:`.dft_inverse`), which are loaded from
 the image as it lies in memory; results are written back with an epilogue:
 
-    x --analyze--> X [F, 3, T, C] --bin_gemm--> Y [F, 2, T, C'] --synthesize--> out
+    x --dft_forward--> X [F, 3, T, C] --bin_gemm--> Y [F, 2, T, C'] --dft_inverse--> out
 
 Bytes moved, of E bytes an element: E (image in + F (2 C' C + 6 T C + 4 T C') + image out). In 16
 bits, powers of two keep all of it in the range of float16: |X| is at most sqrt(n1 n2) max |x|, and
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnd_fast.kernels.fft.dft import folded_analysis, folded_synthesis
-from dnd_fast.kernels.fft.tiling import Cut, FFTConvPlan, Tiling
+from dnd_fast.kernels.fft.dft import folded_forward_matrix, folded_inverse_matrix
+from dnd_fast.kernels.fft.tiling import FFTConvPlan, TileSpan, Tiling
 from dnd_fast.kernels.fft.weight import (
     FP16_LIMIT,
     TransformedWeight,
@@ -32,8 +32,8 @@ from dnd_fast.kernels.fft.weight import (
 )
 from dnd_fast.kernels.triton.bin_gemm import bin_gemm, bin_gemm_weight_gradient
 from dnd_fast.kernels.triton.checks import LayerNorm
-from dnd_fast.kernels.triton.dft_forward import analyze
-from dnd_fast.kernels.triton.dft_inverse import synthesize
+from dnd_fast.kernels.triton.dft_forward import dft_forward_triton
+from dnd_fast.kernels.triton.dft_inverse import dft_inverse_triton
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -136,38 +136,40 @@ def convolve(
         packed: the weight.
         plan: made for H, W and the kernel.
         out: ``[B, C', H, W]``, any strides, or what
-            :func:`dnd_fast.kernels.triton.dft_inverse.synthesize` else writes to.
+            :func:`dnd_fast.kernels.triton.dft_inverse.dft_inverse_triton` else writes to.
         workspace: for what lies between.
         dtype: of transformed data, float16 or float32.
         norm: LayerNorm on load.
         bound: ``[]`` float32, at least max |x|; needed for float16.
-        epilogue: as :func:`dnd_fast.kernels.triton.dft_inverse.synthesize` takes it.
+        epilogue: as :func:`dnd_fast.kernels.triton.dft_inverse.dft_inverse_triton` takes it.
     """
     tiles = plan.tiles * x.shape[0]
     weight = packed.weight
     if isinstance(weight, Tensor):
         shape = plan.bins, 2, weight.shape[0], weight.shape[1]
         values = workspace.take("weight", shape, x, dtype)
-        weight = transform_weight(weight, plan, values, packed.bound)
+        weight = transform_weight_triton(weight, plan, values, packed.bound)
     signal = workspace.take("signal", (plan.bins, 3, tiles, x.shape[1]), x, dtype)
     product = workspace.take("product", (plan.bins, 2, tiles, packed.channels_out), x, dtype)
     into, back = input_matrix(plan, dtype, x.device), output_matrix(plan, dtype, x.device)
     scaling = {"bound": bound, "sqrt_points": math.sqrt(plan.points)}
-    analyze(x, into, input_tiling(plan), signal, planes=3, norm=norm, **scaling)
+    dft_forward_triton(x, into, input_tiling(plan), signal, planes=3, norm=norm, **scaling)
     scale = None if weight.values.dtype != torch.int8 else weight.scale
     scale = None if scale is None else scale[:, 0]
     bin_gemm(signal, weight.values, product, scale=scale, gain=packed.gain)
-    synthesize(product, back, output_tiling(plan), out, gain=packed.ungain, **scaling, **epilogue)
+    dft_inverse_triton(
+        product, back, output_tiling(plan), out, gain=packed.ungain, **scaling, **epilogue
+    )
 
 
-def conv2d(
+def fft_conv2d_triton(
     x: Tensor,
     weight: Tensor | TransformedWeight,
     plan: FFTConvPlan,
     dtype: torch.dtype,
     workspace_bytes: int,
 ) -> Tensor:
-    """:func:`dnd_fast.kernels.fft.torch_conv.fft_conv2d`; raw weights are transformed."""
+    """:func:`dnd_fast.kernels.conv2d.fft_conv2d`; raw weights are transformed."""
     packed, workspace = PackedWeight.of(weight, dtype), Workspace()
     out = x.new_empty(*x.shape[2:], x.shape[0], packed.channels_out).permute(2, 3, 0, 1)
     for samples in _samples(x, packed.channels_out, plan, workspace_bytes):
@@ -176,7 +178,7 @@ def conv2d(
     return out
 
 
-def transform_weight(
+def transform_weight_triton(
     weight: Tensor, plan: FFTConvPlan, out: Tensor, bound: Tensor | None
 ) -> TransformedWeight:
     """``[C', C, k, k]``, any strides -> ``[F, 2, C', C]``, times FP16_LIMIT / bound.
@@ -184,12 +186,12 @@ def transform_weight(
     ``bound``, if any, must be a power of two, so that kernel and host agree on the factor.
     """
     kernel = plan.kernel
-    matrix = folded_analysis(plan, plan.taps, False, out.dtype, weight.device)
-    analyze(weight, matrix, Tiling(1, 0, 0, kernel, 1, 0, 0, kernel), out, bound=bound)
+    matrix = folded_forward_matrix(plan, plan.taps, False, out.dtype, weight.device)
+    dft_forward_triton(weight, matrix, Tiling(1, 0, 0, kernel, 1, 0, 0, kernel), out, bound=bound)
     return TransformedWeight(out)
 
 
-def weight_gradient(
+def weight_gradient_triton(
     x: Tensor, dy: Tensor, plan: FFTConvPlan, dtype: torch.dtype, workspace_bytes: int
 ) -> Tensor:
     """``[C', C, k, k]`` float32 from ``x [B, C, H, W]`` and ``dy [B, C', H, W]``."""
@@ -198,9 +200,9 @@ def weight_gradient(
     part = torch.empty_like(gradient)
     bins = x.new_empty(plan.bins, 2, dy.shape[1], x.shape[1], dtype=torch.float32)
     positions = plan.width.kept.positions, plan.height.kept.positions
-    into_dy = folded_analysis(plan, positions, True, dtype, device)
+    into_dy = folded_forward_matrix(plan, positions, True, dtype, device)
     into_x = input_matrix(plan, dtype, device)
-    taps = folded_synthesis(plan, plan.taps, False, torch.float32, device)
+    taps = folded_inverse_matrix(plan, plan.taps, False, torch.float32, device)
     workspace = Workspace()
 
     def signal(
@@ -210,17 +212,17 @@ def weight_gradient(
         tiles = plan.tiles * image.shape[0]
         out = workspace.take(name, (plan.bins, planes, tiles, image.shape[1]), image, dtype)
         if dtype != torch.float16:
-            analyze(image, matrix, tiling, out, planes=planes)
+            dft_forward_triton(image, matrix, tiling, out, planes=planes)
             return out, 1.0
         scale = power_of_two_below(FP16_LIMIT, largest(image) * math.sqrt(plan.points))
-        analyze(image, matrix, tiling, out, planes=planes, bound=FP16_LIMIT / scale)
+        dft_forward_triton(image, matrix, tiling, out, planes=planes, bound=FP16_LIMIT / scale)
         return out, scale
 
     for samples in _samples(x, dy.shape[1], plan, workspace_bytes):
         signal_dy, scale_dy = signal("dy", dy[samples], into_dy, output_tiling(plan), 2)
         signal_x, scale_x = signal("x", x[samples], into_x, input_tiling(plan), 3)
         bin_gemm_weight_gradient(signal_dy, signal_x, bins)
-        synthesize(bins, taps, Tiling(1, 0, 0, kernel, 1, 0, 0, kernel), part)
+        dft_inverse_triton(bins, taps, Tiling(1, 0, 0, kernel, 1, 0, 0, kernel), part)
         gradient += part / (scale_dy * scale_x)
     return gradient
 
@@ -230,7 +232,7 @@ def _samples(x: Tensor, channels_out: int, plan: FFTConvPlan, workspace: int) ->
     return chunks(x.shape[0], each, workspace)
 
 
-def _tiling(height: Cut, width: Cut, plan: FFTConvPlan) -> Tiling:
+def _tiling(height: TileSpan, width: TileSpan, plan: FFTConvPlan) -> Tiling:
     return Tiling(
         plan.height.tiles,
         height.step,
@@ -246,10 +248,10 @@ def _tiling(height: Cut, width: Cut, plan: FFTConvPlan) -> Tiling:
 def input_matrix(plan: FFTConvPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
     """From the windows of :func:`input_tiling` to bins."""
     positions = plan.width.inputs.positions, plan.height.inputs.positions
-    return folded_analysis(plan, positions, True, dtype, device)
+    return folded_forward_matrix(plan, positions, True, dtype, device)
 
 
 def output_matrix(plan: FFTConvPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
     """From bins to the outputs of :func:`output_tiling`."""
     positions = plan.width.kept.positions, plan.height.kept.positions
-    return folded_synthesis(plan, positions, True, dtype, device)
+    return folded_inverse_matrix(plan, positions, True, dtype, device)

@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dnd_fast.kernels.reference import LAYER_NORM_EPS
-from dnd_fast.kernels.triton import tuning as tuned
+from dnd_fast.kernels.triton import tuning
 from dnd_fast.kernels.triton.checks import require_gpu, require_shape
 from dnd_fast.kernels.triton.primitives import merge_moments, moments
 
@@ -111,7 +111,7 @@ def layer_norm_stats(x: Tensor, *, config: Config | None = None) -> tuple[Tensor
         raise ValueError(f"x has strides {list(x.stride())}; expected a contiguous tensor.")
     rows, length = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
     if config is None:
-        config = tuned.config(CANDIDATES, x.device, "layer_norm_stats", x.dtype, rows, length)
+        config = tuning.config(CANDIDATES, x.device, "layer_norm_stats", x.dtype, rows, length)
     chunks = triton.cdiv(length, config.block)
     mean, rstd = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
     if rows == 0 or length == 0:

@@ -69,7 +69,7 @@ def table_path(device: torch.device | str) -> Path:
 
 @cache
 def load_table(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    """Fields of configs by :func:`key`; empty, with one warning, for a device not tuned."""
+    """Fields of configs by :func:`key`; empty, with one warning, for a device not tuning."""
     if not path.is_file():
         logger.warning(
             "The Triton kernels have not been tuned for this device (there is no %s): they run "

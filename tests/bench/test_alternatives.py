@@ -14,7 +14,7 @@ from dnd_fast.bench.harness import results
 from dnd_fast.bench.harness.timing import require_steady
 from dnd_fast.demo.retrain import SHIPPED_SEED
 from dnd_fast.demo.tasks import split_tasks
-from dnd_fast.lora.batched import IGNORED, collate, encode, respond
+from dnd_fast.lora.batched import IGNORE_INDEX, collate, encode, generate_responses
 from dnd_fast.recipe import Recipe
 from dnd_fast.text.datasets import Example
 
@@ -34,7 +34,7 @@ def material(demo):
 def test_accuracy_against_hand_made_answers(demo):
     """What greedy decoding says is right; the same with a letter more or less is wrong."""
     prompts = [example.prompt for example in TASK.examples(4, "test", 1)]
-    said = respond(demo.base, demo.tokenizer, [prompts])[0]
+    said = generate_responses(demo.base, demo.tokenizer, [prompts])[0]
     assert all(said)
     answers = [said[0], f"{said[1]}a", said[2], said[3][:-1]]
     batch = collate(encode(demo.tokenizer, map(Example, prompts, answers))).view(1, 4)
@@ -65,8 +65,8 @@ def test_context_is_a_conversation_that_fits(demo, material):
     ids = demo.tokenizer.apply_chat_template(conversation, return_dict=False)
     assert batch.input_ids[0, 0, : len(ids)].tolist() == ids
     labels = batch.labels[0, 0]
-    assert demo.tokenizer.decode(labels[labels != IGNORED]) == f"{question.answer}<eos>"
-    assert int((labels != IGNORED).nonzero()[-1]) == len(ids) - 2
+    assert demo.tokenizer.decode(labels[labels != IGNORE_INDEX]) == f"{question.answer}<eos>"
+    assert int((labels != IGNORE_INDEX).nonzero()[-1]) == len(ids) - 2
 
 
 def test_the_context_gives_up_what_does_not_fit(demo, material):

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from dnd_fast import HyperConvDecoder
 from dnd_fast.bench import training
 from dnd_fast.bench.harness import results
+from dnd_fast.kernels.conv2d import fft_conv2d
 from dnd_fast.kernels.device import PROFILES
-from dnd_fast.kernels.fft import torch_conv as fft_conv
+from dnd_fast.kernels.fft import torch_conv
 from dnd_fast.kernels.planner.cost_model import plan_decoder
 from dnd_fast.kernels.planner.peak_memory import peak_bytes
 from dnd_fast.recipe import DecoderSpec, Recipe
@@ -29,14 +30,14 @@ class StepByStep(torch.autograd.Function):
     def forward(ctx, x, weight, tiles, workspace):
         ctx.save_for_backward(x, weight)
         ctx.options = tiles, workspace
-        return fft_conv.fft_conv2d(x, weight, tiles, workspace_bytes=workspace)
+        return fft_conv2d(x, weight, tiles, workspace_bytes=workspace)
 
     @staticmethod
     def backward(ctx, dy):
         (x, weight), (tiles, workspace) = ctx.saved_tensors, ctx.options
         turned = weight.transpose(0, 1).flip(2, 3)
-        dx = fft_conv.fft_conv2d(dy, turned, tiles, workspace_bytes=workspace)
-        return dx, fft_conv._outer(x, dy, tiles, x.dtype, workspace), None, None
+        dx = fft_conv2d(dy, turned, tiles, workspace_bytes=workspace)
+        return dx, torch_conv.weight_gradient_torch(x, dy, tiles, x.dtype, workspace), None, None
 
 
 @pytest.mark.parametrize("batch", [1, 7])

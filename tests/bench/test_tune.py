@@ -12,7 +12,7 @@ from dnd_fast.bench import tune
 from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
 from dnd_fast.kernels.fft.weight import TransformedWeight
-from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.lora_scatter import LoraScatterTable
 from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS, decoder_convolutions, plan_decoder
 from dnd_fast.kernels.triton import (
     bin_gemm,
@@ -23,7 +23,7 @@ from dnd_fast.kernels.triton import (
     layer_norm,
     tuning,
 )
-from dnd_fast.kernels.triton.block import PackedBlock, hyper_conv_block
+from dnd_fast.kernels.triton.block import PackedBlock, hyper_conv_block_triton
 from dnd_fast.kernels.triton.checks import Config
 from dnd_fast.kernels.triton.codegen import SHARED_LIMIT, compile_launch
 from dnd_fast.kernels.triton.fft_conv import PackedWeight, Workspace
@@ -57,7 +57,7 @@ def test_the_fastest_right_candidate_is_chosen():
 def test_what_was_dropped_is_shown():
     choice = tune.choose(launch_of(torch.zeros(3)), lambda run: 1.0)
     with tune.console.capture() as shown:
-        tune._print("a recipe", {"analyze 1x2": choice})
+        tune._print("a recipe", {"dft_forward 1x2": choice})
     assert "1000000.0" in shown.get()
     assert "no such blocks" in shown.get()
 
@@ -103,7 +103,7 @@ def test_a_pass_is_tuned_and_unchanged(monkeypatch):
     )
     mixed = (*direct.convolutions[:1], *tiled.convolutions[1:2], *direct.convolutions[2:])
     decoder.set_plan(dataclasses.replace(direct, convolutions=mixed))  # a_height adds
-    targets = TokenTargets.make({"x.lora_A.weight": (6, 14)}, 7)
+    targets = LoraScatterTable.make({"x.lora_A.weight": (6, 14)}, 7)
     decoder.make_engine(targets)
     x, results = torch.randn(1, *FEATURES[0]).half(), []
 
@@ -119,7 +119,7 @@ def test_a_pass_is_tuned_and_unchanged(monkeypatch):
     assert {total for _, _, total in reported} == {len(chosen)}
     assert not any(choice.dropped for choice in chosen.values())
     kernels = {key.split()[0] for key in chosen}
-    assert kernels == {"analyze", "bin_gemm", "synthesize", "direct_conv", "layer_norm_stats"}
+    assert kernels == {"dft_forward", "bin_gemm", "dft_inverse", "direct_conv", "layer_norm_stats"}
 
 
 def test_says_that_it_needs_a_gpu():
@@ -164,19 +164,19 @@ def run_every_kernel():
         for tiled, stored in itertools.product((True, False), (torch.float16, torch.int8, None)):
             block = meta_block(features, tiled, stored)
             out_stats = meta(2, 1, features[1][0], dtype=torch.float32).unbind()
-            hyper_conv_block(meta(1, *features[0]), block, Workspace(), out_stats=out_stats)
+            hyper_conv_block_triton(meta(1, *features[0]), block, Workspace(), out_stats=out_stats)
             n, rank, chunk = features[1]
             scales = meta(n, rank, chunk, dtype=torch.float32), meta(n, 1, 1, dtype=torch.float32)
             table = meta(n, 4, dtype=torch.int32)
             shapes = {"x.lora_A.weight": (rank, n * chunk)}
-            targets = TokenTargets(shapes, rank, chunk, table, *scales)
-            hyper_conv_block(meta(1, *features[0]), block, Workspace(), targets=targets)
+            targets = LoraScatterTable(shapes, rank, chunk, table, *scales)
+            hyper_conv_block_triton(meta(1, *features[0]), block, Workspace(), targets=targets)
     for channels in (64, 25):
         for dtype in (torch.float16, torch.float32):
             x, dy = (meta(40, planes, 9, channels, dtype=dtype) for planes in (3, 2))
             out = meta(40, 2, channels, channels, dtype=torch.float32)
             tune.triton_conv.bin_gemm_weight_gradient(dy, x, out)
-    targets = TokenTargets.make({"x.lora_A.weight": (16, 2048)}, 512, "meta")
+    targets = LoraScatterTable.make({"x.lora_A.weight": (16, 2048)}, 512, "meta")
     for border in (0, 2):
         tokens = meta(1, 4, 16 + border, 512 + border)
         out = meta(1, targets.elements, dtype=torch.float32)

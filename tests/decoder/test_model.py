@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from dnd_fast import HyperConvDecoder, InvalidInput
+from dnd_fast.decoder.length_projection import LengthProjection
 from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.planner.cost_model import plan_decoder
-from dnd_fast.text.encoder import LengthProjection
 
 FEATURES = [(3, 5, 4), (3, 4, 6), (5, 4, 6), (5, 4, 6)]
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from dnd_fast import Generator, HyperConvDecoder, InvalidInput
+from dnd_fast.decoder.length_projection import LengthProjection
 from dnd_fast.decoder.planning import plan_for
 from dnd_fast.generator import GeneratorConfig
 from dnd_fast.kernels.device import PROFILES
-from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.lora_scatter import LoraScatterTable
 from dnd_fast.kernels.planner.cost_model import plan_decoder
 from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe
-from dnd_fast.text.encoder import LengthProjection
 
 FEATURES = [(3, 5, 4), (2, 6, 7), (2, 6, 7)]
 
@@ -133,7 +133,7 @@ def test_graphs_of_several_batch_sizes(weights, dtype, bound):
     decoder = HyperConvDecoder(features, 9).requires_grad_(False).cuda()
     exact = copy.deepcopy(decoder).double()
     decoder.to(dtype).set_plan("fft", weights=weights)
-    targets = TokenTargets.make({"x.lora_A.weight": (40, 64 * 96)}, 96, torch.device("cuda"))
+    targets = LoraScatterTable.make({"x.lora_A.weight": (40, 64 * 96)}, 96, torch.device("cuda"))
     assert decoder.make_engine(targets)
     conditions = [torch.randn(batch, *features[0], device="cuda") for batch in (1, 3, 2, 1, 3)]
     for x in conditions:

@@ -13,7 +13,7 @@ from dnd_fast.demo.retrain import SHIPPED_SEED
 from dnd_fast.demo.tasks import split_tasks
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.generator import DEMO_MODELS
-from dnd_fast.lora.batched import encode, exact_match, respond
+from dnd_fast.lora.batched import encode, exact_match, generate_responses
 
 TASKS = split_tasks(SHIPPED_SEED)["test"]
 PROMPTS = [[example.prompt for example in task.examples(8, "train", 5)] for task in TASKS]
@@ -65,10 +65,10 @@ def test_an_adapter_works_in_peft(base, tokenizer, tmp_path):
     adapter.save(tmp_path / "adapter")
     stacked = {key: value[None] for key, value in adapter.tensors.items()}
     questions = [[example.prompt for example in TASKS[0].examples(4, "test", 1)]]
-    expected = respond(base, tokenizer, questions, stacked, adapter.scaling)
+    expected = generate_responses(base, tokenizer, questions, stacked, adapter.scaling)
     fresh = AutoModelForCausalLM.from_pretrained(DEMO_MODELS / "base", dtype=torch.float32)
     model = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
-    assert respond(model, tokenizer, questions) == expected
+    assert generate_responses(model, tokenizer, questions) == expected
 
 
 def test_size():

@@ -12,7 +12,7 @@ from dnd_fast.bench.harness.operations import INPUTS, OUTPUTS
 from dnd_fast.generator import GeneratorConfig
 from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
-from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.lora_scatter import LoraScatterTable
 from dnd_fast.kernels.planner.cost_model import ConvPlan, plan_decoder
 from dnd_fast.kernels.triton import layer_norm as layer_norm_stats_module
 from dnd_fast.kernels.triton.checks import LayerNorm
@@ -140,7 +140,7 @@ class Sized:
         shapes = {"x.lora_A.weight": (rank, half), "x.lora_B.weight": (count * chunk - half, rank)}
         mean = torch.randn(count, rank, chunk, device=self.device)
         std = torch.rand(count, 1, 1, device=self.device)
-        return replace(TokenTargets.make(shapes, chunk, self.device), mean=mean, std=std)
+        return replace(LoraScatterTable.make(shapes, chunk, self.device), mean=mean, std=std)
 
     def finish(self, y, options, index):
         """An epilogue, in float64, of values at positions (b, c, h, w)."""

@@ -8,17 +8,17 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from dnd_fast import InvalidInput
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.lora.batched import (
-    IGNORED,
-    Encoded,
+    IGNORE_INDEX,
+    TokenizedExample,
     adapter_losses,
-    applied,
     collate,
     encode,
     exact_match,
-    recomputed,
-    respond,
+    generate_responses,
+    gradient_checkpointing,
     response_logits,
     summed_losses,
+    with_adapters,
 )
 from dnd_fast.text.datasets import Example
 
@@ -84,9 +84,9 @@ def test_encode_and_collate(tokenizer):
     batch = collate(encoded)
     for row, (prompt, response) in enumerate((e.prompt, e.response) for e in EXAMPLES[0]):
         labels = batch.labels[row]
-        kept = labels[labels != IGNORED]
+        kept = labels[labels != IGNORE_INDEX]
         assert tokenizer.decode(kept) == response + "<eos>"
-        first = int((labels != IGNORED).nonzero()[0])
+        first = int((labels != IGNORE_INDEX).nonzero()[0])
         assert tokenizer.decode(batch.input_ids[row, : first + 1]) == f"<bos> {prompt}\n"
 
 
@@ -98,7 +98,7 @@ def test_encode_follows_the_template(system):
     (found,) = encode(tokenizer, [Example("copy cord", "cord", system)])
     first = "[system]be brief#\n" if system else ""
     start, end = tokenizer([f"{first}[user]copy cord#\n[assistant]", "cord#\n"])["input_ids"]
-    assert found == Encoded(start + end, len(start))
+    assert found == TokenizedExample(start + end, len(start))
 
 
 def test_a_response_starts_where_the_template_differs():
@@ -126,7 +126,7 @@ def test_logits_of_responses_only(tokenizer):
     base = new_model()
     batch = collate(encode(tokenizer, EXAMPLES[0]))
     logits, labels = response_logits(base, batch)
-    answered = batch.labels != IGNORED
+    answered = batch.labels != IGNORE_INDEX
     assert torch.equal(labels, batch.labels[answered])
     torch.testing.assert_close(logits, base(batch.input_ids).logits[answered])
     assert base(batch.input_ids).logits.ndim == 3  # the head is as before
@@ -139,7 +139,7 @@ def test_losses_equal_peft(tokenizer, peft_models, adapters):
     for k, model in enumerate(peft_models):
         logits = model(batch.input_ids[k]).logits
         expected = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), batch.labels[k].flatten(), ignore_index=IGNORED
+            logits.flatten(0, 1), batch.labels[k].flatten(), ignore_index=IGNORE_INDEX
         )
         torch.testing.assert_close(found[k], expected, rtol=1e-5, atol=1e-5)
 
@@ -148,9 +148,9 @@ def test_hooks_are_gone_afterwards(adapters):
     base = new_model()
     ids = torch.arange(3, 13).view(1, -1).expand(3, -1)
     before = base(ids).logits
-    with applied(base, adapters, 2.0):
+    with with_adapters(base, adapters, 2.0):
         assert not torch.equal(base(ids).logits, before)
-    with pytest.raises(ZeroDivisionError), applied(base, adapters, 2.0):
+    with pytest.raises(ZeroDivisionError), with_adapters(base, adapters, 2.0):
         raise ZeroDivisionError
     assert torch.equal(base(ids).logits, before)
 
@@ -174,9 +174,9 @@ def test_recomputed_blocks_give_the_same_gradients(tokenizer, adapters):
     for again in (False, True):
         live = {key: value.clone().requires_grad_() for key, value in adapters.items()}
         passes.clear()
-        with applied(base, live, 2.0):
+        with with_adapters(base, live, 2.0):
             if again:
-                with recomputed(base):
+                with gradient_checkpointing(base):
                     summed_losses(base, batch).sum().backward()
             else:
                 summed_losses(base, batch).sum().backward()
@@ -204,7 +204,7 @@ def test_respond_is_greedy_decoding(tokenizer, adapters):
     """Left padding, the cache and the hooks together must not change what one prompt gives."""
     base = new_model()
     prompts = [[example.prompt for example in group] for group in EXAMPLES]
-    said = respond(base, tokenizer, prompts, adapters, 2.0, max_new_tokens=6)
+    said = generate_responses(base, tokenizer, prompts, adapters, 2.0, max_new_tokens=6)
     for k, group in enumerate(prompts):
         for prompt, text in zip(group, said[k], strict=True):
             ids, start = _greedy(base, tokenizer, prompt, adapters, k)
@@ -215,7 +215,7 @@ def test_exact_match_is_greedy_decoding(tokenizer, adapters):
     """Score what greedy decoding gave, one token of one response changed."""
     base = new_model()
     sequences = [
-        Encoded(*_greedy(base, tokenizer, example.prompt, adapters, k))
+        TokenizedExample(*_greedy(base, tokenizer, example.prompt, adapters, k))
         for k, group in enumerate(EXAMPLES)
         for example in group
     ]
@@ -230,7 +230,7 @@ def _greedy(base, tokenizer, prompt, adapters, k):
     ids = tokenizer(f"<bos> {prompt}\n", return_tensors="pt")["input_ids"]
     start = ids.shape[1]
     one = {key: value[k : k + 1] for key, value in adapters.items()}
-    with torch.no_grad(), applied(base, one, 2.0):
+    with torch.no_grad(), with_adapters(base, one, 2.0):
         for _ in range(6):
             following = base(ids).logits[:, -1:].argmax(-1)
             ids = torch.cat([ids, following], dim=1)

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dnd_fast import InvalidInput
 from dnd_fast.demo.tasks import Task
 from dnd_fast.generator import DEMO_MODELS
-from dnd_fast.lora.batched import collate, encode, exact_match, respond
+from dnd_fast.lora.batched import collate, encode, exact_match, generate_responses
 from dnd_fast.svf.adaptive import (
     OTHERS,
     AdaptiveModel,
@@ -87,7 +87,7 @@ def test_the_chosen_expert_answers(adaptive, base, tokenizer, monkeypatch):
     for name, expert in adaptive.experts.items():
         with base.merged(expert):
             group = [p for p, c in zip(prompts, chosen, strict=True) if c == name]
-            alone = respond(base.model, tokenizer, [group], max_new_tokens=12)[0]
+            alone = generate_responses(base.model, tokenizer, [group], max_new_tokens=12)[0]
         assert [a.response for a in answers if a.expert == name] == alone
     right = [
         e.response for pair in zip(*(turns(n, 4, "test") for n in TASKS), strict=True) for e in pair
@@ -126,7 +126,7 @@ def test_others_is_the_plain_base(adaptive, base, tokenizer, monkeypatch):
     answers = adaptive.respond(prompts, "prompt", max_new_tokens=4)
     through = list(seen)
     seen.clear()
-    plain = respond(base.model, tokenizer, [prompts], max_new_tokens=4)[0]
+    plain = generate_responses(base.model, tokenizer, [prompts], max_new_tokens=4)[0]
     handle.remove()
     assert [answer.response for answer in answers] == plain
     assert {answer.expert for answer in answers} == {OTHERS}

@@ -29,7 +29,7 @@ from dnd_fast.files import (
     write_safetensors,
 )
 from dnd_fast.lora.adapter import Adapter, lora_config
-from dnd_fast.lora.batched import Encoded, encode
+from dnd_fast.lora.batched import TokenizedExample, encode
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import CollectSpec, LoraSpec
 from dnd_fast.text.datasets import Dataset
@@ -54,7 +54,7 @@ def _silent(done: int, total: int) -> None:
 def collect(
     model: PreTrainedModel,
     layout: TokenLayout,
-    datasets: Sequence[Sequence[Encoded]],
+    datasets: Sequence[Sequence[TokenizedExample]],
     spec: CollectSpec,
     *,
     seed: int,
@@ -271,7 +271,7 @@ def _initial(
 
 def _encoded(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, spec: CollectSpec
-) -> list[Encoded]:
+) -> list[TokenizedExample]:
     try:
         sequences = encode(tokenizer, spread(dataset.examples, spec.samples))
     except InvalidInput as error:
@@ -279,7 +279,9 @@ def _encoded(
     return _usable(sequences, spec, dataset.name)
 
 
-def _usable(sequences: Sequence[Encoded], spec: CollectSpec, name: str) -> list[Encoded]:
+def _usable(
+    sequences: Sequence[TokenizedExample], spec: CollectSpec, name: str
+) -> list[TokenizedExample]:
     """What is left with as many tokens as ``spec`` wants."""
     kept, cut, dropped = shorten(sequences, spec.length)
     if not kept:

@@ -13,7 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.lora.batched import Encoded, applied, collate, recomputed, summed_losses
+from dnd_fast.lora.batched import (
+    TokenizedExample,
+    collate,
+    gradient_checkpointing,
+    summed_losses,
+    with_adapters,
+)
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import CollectSpec
 
@@ -53,7 +59,7 @@ class LoraTrainer:
         model: PreTrainedModel,
         layout: TokenLayout,
         names: Sequence[str],
-        datasets: Sequence[Sequence[Encoded]],
+        datasets: Sequence[Sequence[TokenizedExample]],
         initial: Mapping[str, Tensor],
         spec: CollectSpec,
         *,
@@ -104,8 +110,8 @@ class LoraTrainer:
         losses = torch.zeros(len(drawn), device=self._model.device)
         self._optimizer.zero_grad()
         with (
-            applied(self._model, self._parameters, self._scaling),
-            recomputed(self._model) if self._recompute else nullcontext(),
+            with_adapters(self._model, self._parameters, self._scaling),
+            gradient_checkpointing(self._model) if self._recompute else nullcontext(),
         ):
             for start in range(0, spec.batch, self._micro_batch):
                 part = [s for each in drawn for s in each[start : start + self._micro_batch]]
@@ -192,7 +198,9 @@ def spread(items: Sequence[T], count: int | None) -> list[T]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def shorten(sequences: Sequence[Encoded], length: int) -> tuple[list[Encoded], int, int]:
+def shorten(
+    sequences: Sequence[TokenizedExample], length: int
+) -> tuple[list[TokenizedExample], int, int]:
     """Cut responses at ``length`` tokens of conversation.
 
     Returns:
@@ -201,4 +209,4 @@ def shorten(sequences: Sequence[Encoded], length: int) -> tuple[list[Encoded], i
     kept = [sequence for sequence in sequences if sequence.response_start < length]
     cut = sum(len(sequence.ids) > length for sequence in kept)
     dropped = len(sequences) - len(kept)
-    return [Encoded(ids[:length], start) for ids, start in kept], cut, dropped
+    return [TokenizedExample(ids[:length], start) for ids, start in kept], cut, dropped

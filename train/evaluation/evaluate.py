@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dnd_fast.errors import InvalidInput
 from dnd_fast.generator import Generator
 from dnd_fast.lora.adapter import PREFIX, Adapter
-from dnd_fast.lora.batched import applied
+from dnd_fast.lora.batched import with_adapters
 from dnd_fast.text.datasets import Example
 from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.evaluation.metrics import Metric
@@ -47,7 +47,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class EvalTask:
     """A data set to test on.
 
     Attributes:
@@ -62,24 +62,24 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Examiner:
+class Evaluator:
     """The base model and how its answers are scored."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     metric: Metric
 
-    def score(self, adapter: Adapter | None, held_out: HeldOut) -> list[float]:
+    def score(self, adapter: Adapter | None, held_out: EvalTask) -> list[float]:
         """The score of each question under an adapter, or of the base alone."""
-        with worn(self.model, adapter):
+        with with_adapter(self.model, adapter):
             return self.metric.score(self.model, self.tokenizer, held_out.questions)
 
 
 def evaluate(
-    examiner: Examiner,
+    evaluator: Evaluator,
     collection: Collection,
     generators: Mapping[str, Generator],
-    held_out: Sequence[HeldOut],
+    held_out: Sequence[EvalTask],
     trained_on: Sequence[str],
     *,
     form: Form = "prompt",
@@ -90,7 +90,7 @@ def evaluate(
     """Score every method on every held-out data set; adapters are in memory one at a time.
 
     Args:
-        examiner: model and metric.
+        evaluator: model and metric.
         collection: has the training adapters and, where a held-out data set is among its own, the
             oracle. Of each data set's adapters the last one counts.
         generators: by the name that tells them apart in the table; ``""`` for the only one.
@@ -110,9 +110,9 @@ def evaluate(
         _check_fits(generator, collection)
     rows: dict[str, Row] = {BASE: {}}
     for done, each in enumerate(held_out, 1):
-        rows[BASE][each.name] = [examiner.score(None, each)]
+        rows[BASE][each.name] = [evaluator.score(None, each)]
         progress("test the base model", done, len(held_out))
-    adapters, soup = _test_training_adapters(examiner, collection, held_out, trained_on, progress)
+    adapters, soup = _test_training_adapters(evaluator, collection, held_out, trained_on, progress)
     if any(adapters.values()):
         rows |= _summaries(adapters)
         nearest = _nearest(
@@ -120,13 +120,13 @@ def evaluate(
         )
         rows[NEAREST] = {name: adapters[near][name] for name, near in nearest.items()}
         rows[SOUP] = {
-            each.name: [examiner.score(soup(each.name), each)]
+            each.name: [evaluator.score(soup(each.name), each)]
             for each in held_out
             if each.name in nearest
         }
     for label, generator in generators.items():
         rows |= _test_generated(
-            examiner,
+            evaluator,
             generator,
             _others(collection, held_out, trained_on),
             held_out,
@@ -136,17 +136,17 @@ def evaluate(
             progress,
         )
     rows[ORACLE] = {
-        each.name: [examiner.score(last_adapter(collection, each.name), each)]
+        each.name: [evaluator.score(last_adapter(collection, each.name), each)]
         for each in held_out
         if each.name in collection.names
     }
     return Evaluation(
-        examiner.metric.name, {name: row for name, row in rows.items() if row}, adapters
+        evaluator.metric.name, {name: row for name, row in rows.items() if row}, adapters
     )
 
 
 @contextmanager
-def worn(model: PreTrainedModel, adapter: Adapter | None) -> Iterator[None]:
+def with_adapter(model: PreTrainedModel, adapter: Adapter | None) -> Iterator[None]:
     """The model under an adapter while the block runs.
 
     Raises:
@@ -165,7 +165,7 @@ def worn(model: PreTrainedModel, adapter: Adapter | None) -> Iterator[None]:
                 f"{b.shape[0]} x {a.shape[1]}, where the model has {found or 'nothing'}."
             )
     one = {name: value[None].to(model.device) for name, value in adapter.tensors.items()}
-    with applied(model, one, adapter.scaling):
+    with with_adapters(model, one, adapter.scaling):
         yield
 
 
@@ -208,9 +208,9 @@ def most_similar(signatures: Tensor, others: Tensor) -> list[int]:
 
 
 def _test_training_adapters(
-    examiner: Examiner,
+    evaluator: Evaluator,
     collection: Collection,
-    held_out: Sequence[HeldOut],
+    held_out: Sequence[EvalTask],
     trained_on: Sequence[str],
     progress: Progress,
 ) -> tuple[dict[str, Row], Callable[[str], Adapter]]:
@@ -222,7 +222,7 @@ def _test_training_adapters(
         for key, value in adapter.tensors.items():
             total[key] = total.get(key, 0) + value.double()
         adapters[name] = {
-            each.name: [examiner.score(adapter, each)] for each in held_out if each.name != name
+            each.name: [evaluator.score(adapter, each)] for each in held_out if each.name != name
         }
         progress("test every training adapter", done, len(trained_on))
     config = last_adapter(collection, trained_on[0]).config if trained_on else {}
@@ -253,7 +253,7 @@ def _summaries(adapters: Mapping[str, Row]) -> dict[str, Row]:
 def _nearest(
     generator: Generator,
     collection: Collection,
-    held_out: Sequence[HeldOut],
+    held_out: Sequence[EvalTask],
     trained_on: Sequence[str],
     form: Form,
     progress: Progress,
@@ -281,7 +281,7 @@ def _nearest(
 
 
 def _others(
-    collection: Collection, held_out: Sequence[HeldOut], trained_on: Sequence[str]
+    collection: Collection, held_out: Sequence[EvalTask], trained_on: Sequence[str]
 ) -> dict[str, tuple[Example, ...]]:
     """For each held-out data set another one's examples: the one before it, or a trained one's."""
     if len(held_out) > 1:
@@ -294,10 +294,10 @@ def _others(
 
 
 def _test_generated(
-    examiner: Examiner,
+    evaluator: Evaluator,
     generator: Generator,
     others: Mapping[str, Sequence[Example]],
-    held_out: Sequence[HeldOut],
+    held_out: Sequence[EvalTask],
     label: str,
     form: Form,
     seeds: Sequence[int],
@@ -307,12 +307,12 @@ def _test_generated(
     rows: dict[str, Row] = {generated: {}, control: {}}
     for done, each in enumerate(held_out, 1):
         rows[generated][each.name] = [
-            examiner.score(generate_adapter(generator, each.examples, form, seed), each)
+            evaluator.score(generate_adapter(generator, each.examples, form, seed), each)
             for seed in seeds
         ]
         if each.name in others:
             wrong = generate_adapter(generator, others[each.name], form, seeds[0])
-            rows[control][each.name] = [examiner.score(wrong, each)]
+            rows[control][each.name] = [evaluator.score(wrong, each)]
         progress(f"generate and test{label}", done, len(held_out))
     return rows
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from dnd_fast.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from dnd_fast.train.evaluation.metrics import Exam
+    from dnd_fast.train.evaluation.metrics import EvalBatch
 
 # Of what a task reports for each question, the first that is there.
 REPORTED = ("exact_match", "acc_norm", "acc", "pass@1", "f1")
 
 
-def harness_scores(task: str) -> Callable[[Exam], list[float]]:
+def harness_scores(task: str) -> Callable[[EvalBatch], list[float]]:
     """Scores of a task's own questions, asked by the tokenizer's chat template.
 
     Args:
@@ -47,7 +47,7 @@ def harness_scores(task: str) -> Callable[[Exam], list[float]]:
             "tasks one by one."
         )
 
-    def score(exam: Exam) -> list[float]:
+    def score(exam: EvalBatch) -> list[float]:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 

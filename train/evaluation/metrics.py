@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dnd_fast.errors import InvalidInput
 from dnd_fast.lora.batched import (
-    Encoded,
+    TokenizedExample,
     collate,
     encode,
     exact_match,
@@ -67,7 +67,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvalBatch:
     """A model, whatever adapter it wears at the moment, and what it is asked."""
 
     model: PreTrainedModel
@@ -90,7 +90,7 @@ class Metric:
     name: str
     needed: Needed | None
     settings: Settings
-    function: Callable[[Exam], list[float]]
+    function: Callable[[EvalBatch], list[float]]
 
     def score(
         self,
@@ -100,7 +100,7 @@ class Metric:
     ) -> list[float]:
         """The score of each question; no gradients."""
         with torch.no_grad():
-            return self.function(Exam(model, tokenizer, tuple(questions), self.settings))
+            return self.function(EvalBatch(model, tokenizer, tuple(questions), self.settings))
 
 
 def make_metric(name: str, settings: Settings | None = None) -> Metric:
@@ -127,21 +127,21 @@ def make_metric(name: str, settings: Settings | None = None) -> Metric:
     )
 
 
-def exact(exam: Exam) -> list[float]:
+def exact(exam: EvalBatch) -> list[float]:
     """Whether greedy decoding gives the response, its end included.
 
     What a chat template puts after the end-of-turn token, and generation never reaches, does not
     count.
     """
 
-    def score(part: Sequence[Encoded]) -> list[float]:
+    def score(part: Sequence[TokenizedExample]) -> list[float]:
         batch = collate(part).to(exam.model.device).view(len(part), 1)
         return exact_match(exam.model, batch).tolist()
 
     return _on_sequences(exam, exam.questions, score)
 
 
-def choice(exam: Exam) -> list[float]:
+def choice(exam: EvalBatch) -> list[float]:
     """Whether the response is the most likely of the question's options.
 
     A likelihood is the product over the option's tokens, its end included, not normalised by
@@ -170,7 +170,7 @@ def choice(exam: Exam) -> list[float]:
         for option in offered
     ]
 
-    def log_likelihoods(part: Sequence[Encoded]) -> list[float]:
+    def log_likelihoods(part: Sequence[TokenizedExample]) -> list[float]:
         batch = collate(part).to(exam.model.device).view(len(part), 1)
         return (-summed_losses(exam.model, batch)).tolist()
 
@@ -182,17 +182,17 @@ def choice(exam: Exam) -> list[float]:
     return scores
 
 
-def text(exam: Exam) -> list[float]:
+def text(exam: EvalBatch) -> list[float]:
     """Whether the generated text equals the response, both :func:`normalized`."""
     return _read(exam, TEXT_TOKENS, normalized)
 
 
-def letter(exam: Exam) -> list[float]:
+def letter(exam: EvalBatch) -> list[float]:
     """Whether the generated text names the same option as the response (:func:`read_choice`)."""
     return _read(exam, LETTER_TOKENS, read_choice)
 
 
-def number(exam: Exam) -> list[float]:
+def number(exam: EvalBatch) -> list[float]:
     """Whether the generated text ends in the response's number (:func:`final_number`)."""
     return _read(exam, TEXT_TOKENS, final_number)
 
@@ -200,7 +200,7 @@ def number(exam: Exam) -> list[float]:
 METRICS = {"exact": exact, "text": text, "choice": choice, "letter": letter, "number": number}
 
 
-def complete(exam: Exam, max_new_tokens: int, *, samples: int = 1) -> list[list[str]]:
+def complete(exam: EvalBatch, max_new_tokens: int, *, samples: int = 1) -> list[list[str]]:
     """Answers to each question: the greedy one, or several sampled ones.
 
     Whatever the model's own generation settings are, nothing is penalised, and sampling is from the
@@ -235,7 +235,7 @@ def complete(exam: Exam, max_new_tokens: int, *, samples: int = 1) -> list[list[
         return _in_passes(exam.questions, at_once, lambda question: len(question.prompt), answer)
 
 
-def _passes(asked: str, settings: Settings) -> Callable[[Exam], list[float]]:
+def _passes(asked: str, settings: Settings) -> Callable[[EvalBatch], list[float]]:
     """``pass@K`` for K as written in ``asked``."""
     if not asked.isdecimal() or not 1 <= (k := int(asked)) <= settings.samples:
         raise InvalidInput(
@@ -255,7 +255,7 @@ def _passes(asked: str, settings: Settings) -> Callable[[Exam], list[float]]:
             "dnd_fast.train.evaluation.sandbox says what it needs."
         )
 
-    def score(exam: Exam) -> list[float]:
+    def score(exam: EvalBatch) -> list[float]:
         samples = exam.settings.samples
         programs = [
             program(question, answer)
@@ -275,7 +275,7 @@ def _passes(asked: str, settings: Settings) -> Callable[[Exam], list[float]]:
 
 
 def _read(
-    exam: Exam, max_new_tokens: int, read: Callable[[str], str | float | None]
+    exam: EvalBatch, max_new_tokens: int, read: Callable[[str], str | float | None]
 ) -> list[float]:
     """Whether ``read`` finds the same in the generated text as in the response."""
     wanted = [read(question.response) for question in exam.questions]
@@ -294,14 +294,16 @@ T = TypeVar("T")
 
 
 def _on_sequences(
-    exam: Exam, examples: Iterable[Example], run: Callable[[Sequence[Encoded]], list[float]]
+    exam: EvalBatch,
+    examples: Iterable[Example],
+    run: Callable[[Sequence[TokenizedExample]], list[float]],
 ) -> list[float]:
     """``run`` on the examples' token ids, without what follows a response's end-of-turn token."""
     end = exam.tokenizer.eos_token_id
     sequences = [
-        Encoded(ids[: ids.index(end, start) + 1], start)
+        TokenizedExample(ids[: ids.index(end, start) + 1], start)
         if end in ids[start:]
-        else Encoded(ids, start)
+        else TokenizedExample(ids, start)
         for ids, start in encode(exam.tokenizer, examples)
     ]
     return _in_passes(sequences, exam.settings.batch, lambda sequence: len(sequence.ids), run)

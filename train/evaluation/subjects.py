@@ -18,8 +18,8 @@ from dnd_fast.text.datasets import Dataset
 from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.base import load_base
 from dnd_fast.train.evaluation.evaluate import (
-    Examiner,
-    HeldOut,
+    EvalTask,
+    Evaluator,
     Progress,
     evaluate,
     generate_adapter,
@@ -43,7 +43,7 @@ SHOWN_CHECKPOINTS = 4  # adapters of a data set in the plot of weights
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalTarget:
     """Generators to evaluate.
 
     Attributes:
@@ -61,7 +61,7 @@ class Subject:
     form: Form = "prompt"
 
     @classmethod
-    def from_run(cls, run: Path, collection: Path | None = None) -> Subject:
+    def from_run(cls, run: Path, collection: Path | None = None) -> EvalTarget:
         """All generators of a finished training run, one for each phase.
 
         Args:
@@ -108,7 +108,9 @@ class Subject:
         return cls(opened, generators, trained_on, held_out, form)
 
     @classmethod
-    def from_generator(cls, generator: str, collection: Path, hold_out: Sequence[str]) -> Subject:
+    def from_generator(
+        cls, generator: str, collection: Path, hold_out: Sequence[str]
+    ) -> EvalTarget:
         """A generator that no run is known of: all that is not held out counts as trained on.
 
         Args:
@@ -156,7 +158,7 @@ class Subject:
         tests: Path | None,
         prompts: Path | None,
         needed: Needed | None,
-    ) -> list[HeldOut]:
+    ) -> list[EvalTask]:
         """Questions of data sets, and the examples that conditions are drawn from.
 
         Args:
@@ -188,11 +190,11 @@ class Subject:
                 if tests is None or needed is None
                 else tuple(read_questions(tests / f"{name}.jsonl", needed))
             )
-            found.append(HeldOut(name, examples, questions))
+            found.append(EvalTask(name, examples, questions))
         return found
 
     def points(
-        self, generator: Generator, held_out: Sequence[HeldOut], seeds: Sequence[int]
+        self, generator: Generator, held_out: Sequence[EvalTask], seeds: Sequence[int]
     ) -> tuple[list[Point], list[str]]:
         """Adapters to plot, and the names of their tensors.
 
@@ -213,7 +215,7 @@ class Subject:
 
 
 def evaluate_subjects(
-    subjects: Sequence[Subject],
+    subjects: Sequence[EvalTarget],
     metric: Metric,
     *,
     tests: Path | None,
@@ -230,8 +232,8 @@ def evaluate_subjects(
     Args:
         subjects: which must not share held-out data sets.
         metric: that counts.
-        tests, prompts: see :meth:`Subject.read_held_out`.
-        data: see :meth:`Subject.choose`.
+        tests, prompts: see :meth:`EvalTarget.read_held_out`.
+        data: see :meth:`EvalTarget.choose`.
         prompt_batches, seed: see :func:`dnd_fast.train.evaluation.evaluate.evaluate`.
         device: of base and generators. The base is in bfloat16, on a CPU in float32.
         plots: folder for ``accuracy.png`` and ``weights.png``, or one of these for each run; None:
@@ -258,14 +260,14 @@ def evaluate_subjects(
         manifest = subject.collection.manifest
         if base != (manifest.base, manifest.tokenizer):
             base = manifest.base, manifest.tokenizer
-            examiner = Examiner(*load_base(*base, dtype=dtype, device=device), metric)
+            evaluator = Evaluator(*load_base(*base, dtype=dtype, device=device), metric)
         generators = {
             label: Generator.from_pretrained(name).to(device)
             for label, name in subject.generators.items()
         }
         found.append(
             evaluate(
-                examiner,
+                evaluator,
                 subject.collection,
                 generators,
                 held_out,
@@ -286,7 +288,7 @@ def evaluate_subjects(
     return dataclasses.replace(table, settings={"seed": seed, "subjects": _described(exams)})
 
 
-def _described(exams: Sequence[tuple[Subject, list[HeldOut]]]) -> list[dict[str, Any]]:
+def _described(exams: Sequence[tuple[EvalTarget, list[EvalTask]]]) -> list[dict[str, Any]]:
     """What was evaluated, for the record."""
     return [
         {

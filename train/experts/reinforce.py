@@ -31,9 +31,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_file, write_json
 from dnd_fast.lora.batched import (
-    IGNORED,
+    IGNORE_INDEX,
     Batch,
-    Encoded,
+    TokenizedExample,
     collate,
     encode,
     response_logits,
@@ -185,7 +185,7 @@ def train_expert(
 
 def fit_experts(
     base: DecomposedModel,
-    datasets: Sequence[Sequence[Encoded]],
+    datasets: Sequence[Sequence[TokenizedExample]],
     *,
     steps: int,
     batch: int,
@@ -223,7 +223,7 @@ def fit_experts(
         examples = collate(sequences).to(base.model.device).view(len(datasets), batch)
         with base.factored(vectors):
             losses = summed_losses(base.model, examples)
-        loss = losses / (examples.labels != IGNORED).sum((1, 2))
+        loss = losses / (examples.labels != IGNORE_INDEX).sum((1, 2))
         optimizer.zero_grad()
         loss.sum().backward()
         optimizer.step()
@@ -307,7 +307,7 @@ class _Run:
         if score > state.score:
             state.best, state.score = state.snapshot(), score
 
-    def _next_token(self, vectors: dict[str, Tensor], sequences: list[Encoded]) -> None:
+    def _next_token(self, vectors: dict[str, Tensor], sequences: list[TokenizedExample]) -> None:
         tokens = sum(len(ids) - start for ids, start in sequences)
         for part in _parts(sequences, self.spec.micro_batch):
             batch = collate(part).to(self.model.device).view(1, len(part))
@@ -316,7 +316,7 @@ class _Run:
         self.last = {"reward": None, "kl": None}
 
     def _reinforce(
-        self, vectors: dict[str, Tensor], drawn: list[tuple[Example, Encoded]], seed: int
+        self, vectors: dict[str, Tensor], drawn: list[tuple[Example, TokenizedExample]], seed: int
     ) -> None:
         spec, device = self.spec, self.model.device
         expert = self.base.expert(vectors, spec.parametrisation)
@@ -332,7 +332,7 @@ class _Run:
                     log_base = self._log_probabilities(batch)
                 with self.base.factored(vectors, spec.parametrisation):
                     log_policy = self._log_probabilities(batch)
-                answered = batch.labels != IGNORED
+                answered = batch.labels != IGNORE_INDEX
                 objective, divergence = policy_objective(
                     log_policy,
                     log_base,
@@ -351,8 +351,8 @@ class _Run:
         return (logits.float() / self.spec.temperature).log_softmax(-1)
 
     def _sample(
-        self, part: Sequence[tuple[Example, Encoded]], temperature: float | None
-    ) -> list[Encoded]:
+        self, part: Sequence[tuple[Example, TokenizedExample]], temperature: float | None
+    ) -> list[TokenizedExample]:
         return sample(
             self.model,
             self.tokenizer,
@@ -362,7 +362,7 @@ class _Run:
         )
 
     def _rewards(
-        self, part: Sequence[tuple[Example, Encoded]], said: Sequence[Encoded]
+        self, part: Sequence[tuple[Example, TokenizedExample]], said: Sequence[TokenizedExample]
     ) -> list[float]:
         texts = self.tokenizer.batch_decode(
             [ids[start:] for ids, start in said], skip_special_tokens=True

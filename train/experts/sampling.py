@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dnd_fast.lora.batched import Encoded
+from dnd_fast.lora.batched import TokenizedExample
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def sample(
     *,
     temperature: float | None,
     max_new_tokens: int,
-) -> list[Encoded]:
+) -> list[TokenizedExample]:
     """A response to each tokenised prompt, its end token included; greedy without a temperature.
 
     Samples are from softmax(logits / temperature) itself: what the model's own generation config
@@ -51,5 +51,5 @@ def sample(
     found = []
     for prompt, row in zip(prompts, generated[:, ids.shape[1] :].tolist(), strict=True):
         end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
-        found.append(Encoded([*prompt, *row[:end]], len(prompt)))
+        found.append(TokenizedExample([*prompt, *row[:end]], len(prompt)))
     return found

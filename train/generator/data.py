@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset as MapDataset
 
 from dnd_fast.decoder.model import Shape
-from dnd_fast.lora.batched import Batch, Encoded, collate
+from dnd_fast.lora.batched import Batch, TokenizedExample, collate
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Phase
 from dnd_fast.train.adapters.collection import Collection
-from dnd_fast.train.generator.distributed import World
+from dnd_fast.train.generator.distributed import DistributedContext
 from dnd_fast.train.generator.pairs import Pair, Pairing
 
 KEPT_BYTES = 4 << 30  # of targets that stay in memory
@@ -30,7 +30,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskData:
     """One data set.
 
     Attributes:
@@ -43,7 +43,7 @@ class Source:
     name: str
     texts: tuple[Rows, ...]
     targets: Rows
-    examples: Sequence[Encoded]
+    examples: Sequence[TokenizedExample]
 
 
 class AdapterFiles:
@@ -125,12 +125,12 @@ class MicroBatches(MapDataset[MicroBatch]):
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[TaskData],
         pairing: Pairing,
         phase: Phase,
         *,
         length: int,
-        world: World,
+        world: DistributedContext,
         size: int,
         first_step: int = 0,
     ) -> None:
@@ -178,7 +178,7 @@ class MicroBatches(MapDataset[MicroBatch]):
 
 
 def names_in_batch(
-    sources: Sequence[Source], pairing: Pairing, phase: Phase, step: int
+    sources: Sequence[TaskData], pairing: Pairing, phase: Phase, step: int
 ) -> list[str]:
     """The data sets in the batch of ``step``, over all GPUs, each once."""
     drawn = (pairing.draw(step, position).dataset for position in range(phase.batch))
@@ -194,7 +194,9 @@ def pad_conditions(batch: MicroBatch, shape: Shape) -> Tensor:
     return condition
 
 
-def disturb(condition: Tensor, target: Tensor | None, pairs: Sequence[Pair], phase: Phase) -> None:
+def add_noise_and_dropout(
+    condition: Tensor, target: Tensor | None, pairs: Sequence[Pair], phase: Phase
+) -> None:
     """Add noise, and dropout on the condition, in place: each pair's by its own seed."""
     if not (phase.noise or phase.dropout):
         return

@@ -34,7 +34,7 @@ FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True)
-class World:
+class DistributedContext:
     """This process among all.
 
     Attributes:
@@ -48,7 +48,7 @@ class World:
     device: torch.device = CPU
 
     @classmethod
-    def start(cls) -> World:
+    def start(cls) -> DistributedContext:
         """Join the processes of ``torchrun``, or be alone; on a GPU where there is one."""
         from accelerate import PartialState
 

@@ -28,13 +28,13 @@ from dnd_fast.generator import Generator, GeneratorConfig
 from dnd_fast.kernels.device import PROFILES, DeviceProfile
 from dnd_fast.kernels.planner.cost_model import plan_decoder
 from dnd_fast.kernels.planner.peak_memory import peak_parts
-from dnd_fast.lora.batched import applied, recomputed
+from dnd_fast.lora.batched import gradient_checkpointing, with_adapters
 from dnd_fast.lora.target_modules import auto_model
 from dnd_fast.recipe import Phase, Recipe, from_table
 from dnd_fast.train.generator.data import MicroBatch, pad_conditions
 from dnd_fast.train.generator.distributed import CPU
 from dnd_fast.train.generator.pairs import Pair
-from dnd_fast.train.generator.trainer import Loss, Options, make_optimizer
+from dnd_fast.train.generator.trainer import Loss, TrainerConfig, make_optimizer
 
 SFT_TOKENS = 512  # of an example, where nothing better is known
 STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2.0 + 8 / 256}  # per parameter; 8 bits in blocks of 256
@@ -74,7 +74,7 @@ class Estimate:
 def estimate(
     recipe: Recipe,
     phase: Phase,
-    options: Options,
+    options: TrainerConfig,
     *,
     gpus: int = 1,
     device: str = "h200",
@@ -120,7 +120,7 @@ def estimate(
 
 def check_fit(
     recipe: Recipe,
-    options: Options,
+    options: TrainerConfig,
     *,
     memory: float,
     gpus: int = 1,
@@ -139,7 +139,7 @@ def check_fit(
     """
     usable = (1 - MARGIN) * memory
 
-    def of(phase: Phase, options: Options, gpus: int) -> Estimate:
+    def of(phase: Phase, options: TrainerConfig, gpus: int) -> Estimate:
         return estimate(
             recipe, phase, options, gpus=gpus, device=device, example_tokens=example_tokens
         )
@@ -161,8 +161,8 @@ def check_fit(
 
 
 def fit_passes(
-    recipe: Recipe, options: Options, *, memory: float, gpus: int = 1, device: str = "h200"
-) -> Options:
+    recipe: Recipe, options: TrainerConfig, *, memory: float, gpus: int = 1, device: str = "h200"
+) -> TrainerConfig:
     """The options, with the largest micro-batch that fits where they name none.
 
     They are returned as they are where the whole batch fits in one pass, or nothing does. The
@@ -182,7 +182,9 @@ def fit_passes(
     return options
 
 
-def _alternatives(phase: Phase, options: Options, gpus: int) -> Iterator[tuple[str, Options, int]]:
+def _alternatives(
+    phase: Phase, options: TrainerConfig, gpus: int
+) -> Iterator[tuple[str, TrainerConfig, int]]:
     """Other options in words, those that cost least time first."""
     share, size = phase.batch // gpus, options.pass_size(phase, gpus)
     sizes = [each for each in range(size, 0, -1) if share % each == 0]
@@ -199,7 +201,7 @@ def _alternatives(phase: Phase, options: Options, gpus: int) -> Iterator[tuple[s
                 words += ["--checkpointing"] if again != options.checkpointing else []
                 words += [f"--optimizer {optimizer}"] if optimizer != options.optimizer else []
                 yield " ".join(words), changed, gpus
-    smallest = Options(bf16=options.bf16, micro_batch=1, checkpointing=True, shard=True)
+    smallest = TrainerConfig(bf16=options.bf16, micro_batch=1, checkpointing=True, shard=True)
     for more in range(gpus + 1, phase.batch + 1):
         if phase.batch % more == 0:
             yield f"{more} GPUs with --shard --micro-batch 1 --checkpointing", smallest, more
@@ -219,7 +221,7 @@ class _Counted(NamedTuple):
 def _count(
     recipe: Recipe,
     phase: Phase,
-    options: Options,
+    options: TrainerConfig,
     size: int,
     passes: int,
     device: str,
@@ -229,7 +231,7 @@ def _count(
     described = json.dumps(dataclasses.asdict(recipe))
     quiet = dataclasses.replace(phase, noise=0.0, dropout=0.0)
     # What a peak does not depend on is left out, so that it is counted once.
-    plain = Options(bf16=options.bf16, checkpointing=options.checkpointing)
+    plain = TrainerConfig(bf16=options.bf16, checkpointing=options.checkpointing)
 
     def count(size: int) -> _Counted:
         once = dataclasses.replace(quiet, batch=min(2, passes) * size)
@@ -247,7 +249,7 @@ def _count(
 
 @lru_cache(maxsize=64)
 def _count_passes(
-    described: str, phase: Phase, options: Options, size: int, device: str, tokens: int
+    described: str, phase: Phase, options: TrainerConfig, size: int, device: str, tokens: int
 ) -> _Counted:
     """Two steps of ``phase.batch`` in passes of ``size``, on tensors without content."""
     recipe = from_table(Recipe, json.loads(described), "recipe")
@@ -302,7 +304,7 @@ def _empty_batch(generator: Generator, size: int) -> MicroBatch:
     )
 
 
-def _empty_base(recipe: Recipe, options: Options) -> PreTrainedModel:
+def _empty_base(recipe: Recipe, options: TrainerConfig) -> PreTrainedModel:
     config = AutoConfig.for_model(**recipe.base.config)
     dtype = torch.bfloat16 if options.bf16 else torch.float32
     model: PreTrainedModel = auto_model(config).from_config(config, dtype=dtype)
@@ -316,19 +318,19 @@ def _sft_pass(
     layout, options = loss_of.layout, loss_of.options
     ids = torch.zeros(len(batch.pairs) * phase.examples, tokens, dtype=torch.long)
     with (
-        recomputed(base) if options.checkpointing else nullcontext(),
+        gradient_checkpointing(base) if options.checkpointing else nullcontext(),
         ExitStack() as stack,
     ):
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
             condition = pad_conditions(batch, loss_of.decoder.condition_shape)
             adapters = layout.detokenize(loss_of.decoder(condition))
-            stack.enter_context(applied(base, adapters, layout.lora_alpha / layout.rank))
+            stack.enter_context(with_adapters(base, adapters, layout.lora_alpha / layout.rank))
             logits = base(ids, use_cache=False).logits.flatten(0, 1)
             loss = cross_entropy(logits.float(), ids.flatten())
         loss.backward()
 
 
-def _kept_by_layer_norm(recipe: Recipe, size: int, options: Options) -> int:
+def _kept_by_layer_norm(recipe: Recipe, size: int, options: TrainerConfig) -> int:
     """On a GPU autocast gives a layer norm its input in float32, and that copy is kept."""
     inputs = [n * length * c for n, length, c in recipe.decoder.features[1:-1]]
     return 4 * size * (max(inputs, default=0) if options.checkpointing else sum(inputs))
@@ -336,7 +338,7 @@ def _kept_by_layer_norm(recipe: Recipe, size: int, options: Options) -> int:
 
 def _seconds(
     recipe: Recipe,
-    options: Options,
+    options: TrainerConfig,
     size: int,
     passes: int,
     profile: DeviceProfile,

@@ -10,7 +10,7 @@ from typing import Any
 
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_file
-from dnd_fast.train.generator.trainer import Record
+from dnd_fast.train.generator.trainer import StepMetrics
 
 
 class Log:
@@ -29,7 +29,7 @@ class Log:
         self._file = file
         self._trackers = [_tracker(name, file.parent) for name in trackers]
 
-    def started(self, step: int) -> None:
+    def on_train_begin(self, step: int) -> None:
         """Forget what comes after ``step``: these steps are done again."""
         if self._file.exists():
             lines = self._file.read_text().splitlines(keepends=True)
@@ -39,13 +39,13 @@ class Log:
             with atomic_file(self._file) as staged:
                 staged.write_text("".join(kept))
 
-    def stepped(self, record: Record) -> None:
+    def on_step_end(self, record: StepMetrics) -> None:
         """A step is done."""
         values = dataclasses.asdict(record)
         del values["done"], values["steps"]
         self._write(values)
 
-    def evaluated(self, step: int, loss: float) -> None:
+    def on_evaluate(self, step: int, loss: float) -> None:
         """The loss on held-out data sets has been measured."""
         self._write({"step": step, "held_out_loss": loss})
 

@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dnd_fast.lora.batched import IGNORED, Batch, applied, recomputed, summed_losses
+from dnd_fast.lora.batched import (
+    IGNORE_INDEX,
+    Batch,
+    gradient_checkpointing,
+    summed_losses,
+    with_adapters,
+)
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.svf.expert import DecomposedModel
 from dnd_fast.svf.layout import ExpertLayout
@@ -58,8 +64,11 @@ def sft(
     The backward pass belongs into the block; with ``recompute`` it runs the base's blocks again.
     """
     model = base.model if isinstance(base, DecomposedModel) else base
-    with recomputed(model) if recompute else nullcontext(), _adapted(base, layout, generated):
-        answered = (examples.labels != IGNORED).sum((1, 2))
+    with (
+        gradient_checkpointing(model) if recompute else nullcontext(),
+        _adapted(base, layout, generated),
+    ):
+        answered = (examples.labels != IGNORE_INDEX).sum((1, 2))
         yield (summed_losses(model, examples) / answered).mean()
 
 
@@ -70,4 +79,4 @@ def _adapted(base: Base, layout: TokenLayout, generated: Tensor) -> AbstractCont
         assert isinstance(base, DecomposedModel)
         return base.factored(tensors, layout.parametrisation)
     assert isinstance(base, PreTrainedModel)
-    return applied(base, tensors, layout.lora_alpha / layout.rank)
+    return with_adapters(base, tensors, layout.lora_alpha / layout.rank)

@@ -39,7 +39,7 @@ from dnd_fast.files import (
     write_safetensors,
 )
 from dnd_fast.generator import Generator, GeneratorConfig
-from dnd_fast.lora.batched import Encoded, encode
+from dnd_fast.lora.batched import TokenizedExample, encode
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Phase, Recipe
 from dnd_fast.text.encoder import TextEncoder
@@ -48,12 +48,12 @@ from dnd_fast.train.adapters.lora_trainer import shorten
 from dnd_fast.train.adapters.statistics import fit_layout
 from dnd_fast.train.base import load_base
 from dnd_fast.train.generator.checkpoints import Checkpoints
-from dnd_fast.train.generator.data import AdapterFiles, Source
-from dnd_fast.train.generator.distributed import World, whole_weights
+from dnd_fast.train.generator.data import AdapterFiles, TaskData
+from dnd_fast.train.generator.distributed import DistributedContext, whole_weights
 from dnd_fast.train.generator.embedding_cache import EmbeddedTexts, embed_texts
 from dnd_fast.train.generator.log import Log
 from dnd_fast.train.generator.pairs import Form, Pairing, Strategy, condition_texts
-from dnd_fast.train.generator.trainer import Options, Record, Trainer
+from dnd_fast.train.generator.trainer import StepMetrics, Trainer, TrainerConfig
 
 RUN_FILE = "run.json"
 STATISTICS_FILE = "statistics.safetensors"
@@ -64,7 +64,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
 @dataclass(frozen=True)
-class Setup:
+class RunConfig:
     """What decides a run's result, beside the collection's content.
 
     Attributes:
@@ -82,21 +82,21 @@ class Setup:
     strategy: Strategy = "N<-x"
     candidates: int | None = None
     seed: int = 0
-    options: Options = field(default_factory=Options)
+    options: TrainerConfig = field(default_factory=TrainerConfig)
 
 
 def train_run(
-    setup: Setup,
+    setup: RunConfig,
     collection: Collection,
     out: Path,
     *,
-    world: World | None = None,
+    world: DistributedContext | None = None,
     encoder: TextEncoder | None = None,
     keep: int = 2,
     cache: Path | None = None,
     trackers: Sequence[str] = (),
     progress: Progress = lambda stage, done, total: None,
-    stepped: Callable[[Record], None] = lambda record: None,
+    on_step_end: Callable[[StepMetrics], None] = lambda record: None,
 ) -> bool:
     """Train a generator, or go on where an earlier process stopped.
 
@@ -110,7 +110,7 @@ def train_run(
         cache: folder for embedded texts; by default in ``out``.
         trackers: "tensorboard", "wandb" or another of Accelerate's.
         progress: is told of what comes before the first step.
-        stepped: is told of every step.
+        on_step_end: is told of every step.
 
     Returns:
         Whether there was anything left to do.
@@ -120,7 +120,7 @@ def train_run(
             ``out`` holds another run, or a loss is not finite.
         OSError: ``out`` cannot be written, or the base or the encoder cannot be had.
     """
-    world, options, phases = world or World(), setup.options, setup.recipe.phases
+    world, options, phases = world or DistributedContext(), setup.options, setup.recipe.phases
     trained = check_setup(setup, collection, world.size)
     config = generator_config(setup.recipe, collection)
     with locked(out, "dnd-fast train") if world.main else nullcontext():
@@ -143,7 +143,7 @@ def train_run(
         base, examples = _base(setup, collection, names, world)
         layout, kept = copy.deepcopy(generator.layout), dict[Path, Tensor]()
         sources = {
-            name: Source(
+            name: TaskData(
                 name,
                 texts[name],
                 AdapterFiles(collection, name, layout, kept),
@@ -152,7 +152,7 @@ def train_run(
             for name in names
         }
 
-        def side(names: Sequence[str]) -> tuple[list[Source], Pairing]:
+        def side(names: Sequence[str]) -> tuple[list[TaskData], Pairing]:
             chosen = [sources[name] for name in names]
             return chosen, _pairing(setup, chosen)
 
@@ -167,23 +167,25 @@ def train_run(
             world=world,
             options=options,
             checkpoints=checkpoints,
-            phase_done=lambda index: _phase_done(out, generator, phases, index, checkpoints, world),
+            on_phase_end=lambda index: _on_phase_end(
+                out, generator, phases, index, checkpoints, world
+            ),
         )
         if log is not None:
 
-            def step_done(record: Record) -> None:
-                log.stepped(record)
-                stepped(record)
+            def step_done(record: StepMetrics) -> None:
+                log.on_step_end(record)
+                on_step_end(record)
 
-            trainer.started, trainer.stepped = log.started, step_done
-            trainer.evaluated = log.evaluated
+            trainer.on_train_begin, trainer.on_step_end = log.on_train_begin, step_done
+            trainer.on_evaluate = log.on_evaluate
         trainer.fit()
         if log is not None:
             log.finish()
     return True
 
 
-def check_setup(setup: Setup, collection: Collection, processes: int) -> list[str]:
+def check_setup(setup: RunConfig, collection: Collection, processes: int) -> list[str]:
     """The data sets to train on.
 
     Raises:
@@ -253,7 +255,7 @@ def generator_config(recipe: Recipe, collection: Collection) -> GeneratorConfig:
     )
 
 
-def _described(setup: Setup, collection: Collection, trained: Sequence[str]) -> dict[str, Any]:
+def _described(setup: RunConfig, collection: Collection, trained: Sequence[str]) -> dict[str, Any]:
     manifest = (collection.folder / MANIFEST_FILE).read_bytes()
     content = {
         "format_version": FORMAT_VERSION,
@@ -301,7 +303,11 @@ def _difference(name: str, asked: Any, had: Any) -> tuple[str, str]:
 
 
 def _statistics(
-    out: Path, layout: TokenLayout, collection: Collection, names: Sequence[str], world: World
+    out: Path,
+    layout: TokenLayout,
+    collection: Collection,
+    names: Sequence[str],
+    world: DistributedContext,
 ) -> Tensor:
     """Fit the layout, once; returns the tokens' importance."""
     file = out / STATISTICS_FILE
@@ -318,11 +324,11 @@ def _statistics(
 
 
 def _embedded(
-    setup: Setup,
+    setup: RunConfig,
     collection: Collection,
     names: Sequence[str],
     generator: Generator,
-    world: World,
+    world: DistributedContext,
     cache: Path,
     progress: Progress,
 ) -> dict[str, tuple[EmbeddedTexts, ...]]:
@@ -350,8 +356,8 @@ def _embedded(
 
 
 def _base(
-    setup: Setup, collection: Collection, names: Sequence[str], world: World
-) -> tuple[PreTrainedModel | None, dict[str, list[Encoded]]]:
+    setup: RunConfig, collection: Collection, names: Sequence[str], world: DistributedContext
+) -> tuple[PreTrainedModel | None, dict[str, list[TokenizedExample]]]:
     """The base model and the tokenised examples by data set, where a phase needs them."""
     if not any(phase.objective == "sft" for phase in setup.recipe.phases):
         return None, {}
@@ -370,7 +376,7 @@ def _base(
     return model, examples
 
 
-def _pairing(setup: Setup, sources: Sequence[Source]) -> Pairing:
+def _pairing(setup: RunConfig, sources: Sequence[TaskData]) -> Pairing:
     return Pairing(
         setup.seed,
         setup.recipe.condition.prompts,
@@ -382,13 +388,13 @@ def _pairing(setup: Setup, sources: Sequence[Source]) -> Pairing:
     )
 
 
-def _phase_done(
+def _on_phase_end(
     out: Path,
     generator: Generator,
     phases: Sequence[Phase],
     index: int,
     checkpoints: Checkpoints,
-    world: World,
+    world: DistributedContext,
 ) -> None:
     """Write the generator as it is after a phase; after the last one, as it was at its best too."""
     weights = whole_weights(generator.decoder)

@@ -30,13 +30,13 @@ from dnd_fast.train.generator.checkpoints import Checkpoints, State
 from dnd_fast.train.generator.data import (
     MicroBatch,
     MicroBatches,
-    Source,
-    disturb,
+    TaskData,
+    add_noise_and_dropout,
     names_in_batch,
     pad_conditions,
 )
 from dnd_fast.train.generator.distributed import (
-    World,
+    DistributedContext,
     full_state,
     gradient_sync,
     load_optimizer,
@@ -51,7 +51,7 @@ OptimizerName = Literal["adamw", "adamw8bit"]
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainerConfig:
     """How a run computes, and how often it saves and evaluates.
 
     Attributes:
@@ -94,7 +94,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Record:
+class StepMetrics:
     """One step, for logs and progress bars.
 
     Attributes:
@@ -134,7 +134,7 @@ class Loss:
         layout: TokenLayout,
         base: Base | None,
         device: torch.device,
-        options: Options,
+        options: TrainerConfig,
     ) -> None:
         self.model, self.decoder, self.layout, self.base = model, decoder, layout, base
         self.device, self.options = device, options
@@ -144,7 +144,7 @@ class Loss:
         """A scalar in float32, with noise and dropout; its backward pass belongs into the block."""
         batch = batch.to(self.device)
         condition = pad_conditions(batch, self.decoder.condition_shape)
-        disturb(condition, batch.targets, batch.pairs, phase)
+        add_noise_and_dropout(condition, batch.targets, batch.pairs, phase)
         with ExitStack() as stack:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
                 generated = self.model(condition)
@@ -164,7 +164,12 @@ class Loss:
 
     @torch.no_grad()
     def mean(
-        self, sources: Sequence[Source], pairing: Pairing, phase: Phase, world: World, size: int
+        self,
+        sources: Sequence[TaskData],
+        pairing: Pairing,
+        phase: Phase,
+        world: DistributedContext,
+        size: int,
     ) -> float:
         """Over one batch that is always the same, without noise and dropout."""
         quiet = dataclasses.replace(phase, steps=1, noise=0.0, dropout=0.0)
@@ -195,26 +200,26 @@ class Trainer:
         world: this process among all.
         options: how to compute, save and evaluate.
         checkpoints: where the run is saved, and goes on from.
-        started: is told how many steps an earlier process has done.
-        stepped: is told of every step.
-        evaluated: is told steps done and the held-out loss.
-        phase_done: is told the index of every phase that is complete; all processes call it.
+        on_train_begin: is told how many steps an earlier process has done.
+        on_step_end: is told of every step.
+        on_evaluate: is told steps done and the held-out loss.
+        on_phase_end: is told the index of every phase that is complete; all processes call it.
     """
 
     decoder: HyperConvDecoder
     layout: TokenLayout
-    sources: Sequence[Source]
+    sources: Sequence[TaskData]
     pairing: Pairing
     phases: Sequence[Phase]
     base: Base | None = None
-    held_out: tuple[Sequence[Source], Pairing] | None = None
-    world: World = field(default_factory=World)
-    options: Options = field(default_factory=Options)
+    held_out: tuple[Sequence[TaskData], Pairing] | None = None
+    world: DistributedContext = field(default_factory=DistributedContext)
+    options: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoints: Checkpoints | None = None
-    started: Callable[[int], None] = lambda step: None
-    stepped: Callable[[Record], None] = lambda record: None
-    evaluated: Callable[[int, float], None] = lambda step, loss: None
-    phase_done: Callable[[int], None] = lambda index: None
+    on_train_begin: Callable[[int], None] = lambda step: None
+    on_step_end: Callable[[StepMetrics], None] = lambda record: None
+    on_evaluate: Callable[[int, float], None] = lambda step, loss: None
+    on_phase_end: Callable[[int], None] = lambda index: None
 
     def fit(self) -> None:
         """Train to the end.
@@ -236,14 +241,14 @@ class Trainer:
         if state is not None:
             load_weights(self.decoder, state.weights)
         start = state.step if state else 0
-        self.started(start)
+        self.on_train_begin(start)
         first = 0
         for index, phase in enumerate(self.phases):
             last = first + phase.steps
             if start < last:
                 self._run(index, first, max(start, first), state)
             if start <= last:  # also where a process was killed between a phase's end and this
-                self.phase_done(index)
+                self.on_phase_end(index)
             first = last
         self.decoder.eval()
         self.decoder.checkpointing = False
@@ -279,13 +284,15 @@ class Trainer:
             optimizer.step()
             now = time.perf_counter()
             done = step + 1 - first
-            self.stepped(
-                Record(step + 1, phase.objective, done, phase.steps, loss, rate, norm, now - clock)
+            self.on_step_end(
+                StepMetrics(
+                    step + 1, phase.objective, done, phase.steps, loss, rate, norm, now - clock
+                )
             )
             score = None
             if self.held_out is not None and _due(done, phase, options.evaluate_every):
                 score = self.loss.mean(*self.held_out, phase, world, size)
-                self.evaluated(step + 1, score)
+                self.on_evaluate(step + 1, score)
             if score is not None or _due(done, phase, options.save_every):
                 self._save(step + 1, index, optimizer, score)
             clock = time.perf_counter()
@@ -346,7 +353,7 @@ class Trainer:
 
 
 def make_optimizer(
-    decoder: HyperConvDecoder, phase: Phase, options: Options
+    decoder: HyperConvDecoder, phase: Phase, options: TrainerConfig
 ) -> torch.optim.Optimizer:
     """AdamW with its state in float32, or in 8 bits.
 

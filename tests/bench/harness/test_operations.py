@@ -45,15 +45,15 @@ def test_stated_bytes_are_those_of_the_operands():
     by_name = {each.name: each for each in bench.torch_operations(choice, 2)}
     signal, product = bins * 3 * tiles * 8, bins * 2 * tiles * 6
     assert by_name["bin_gemm"].bytes_moved == 4 * (signal + bins * 2 * 6 * 8 + product)
-    assert by_name["analyze"].bytes_moved == 4 * (2 * 30 * 4 * 8 + signal)
-    assert by_name["synthesize"].bytes_moved == 4 * (product + 2 * 30 * 4 * 6)
+    assert by_name["dft_forward"].bytes_moved == 4 * (2 * 30 * 4 * 8 + signal)
+    assert by_name["dft_inverse"].bytes_moved == 4 * (product + 2 * 30 * 4 * 6)
 
 
 @pytest.mark.interpret
 @pytest.mark.parametrize(
     ("algorithm", "names"),
     [
-        ("fft", ["analyze", "bin_gemm", "synthesize", "weight_gradient"]),
+        ("fft", ["dft_forward", "bin_gemm", "dft_inverse", "weight_gradient"]),
         ("direct", ["direct_conv2d"]),
     ],
 )

@@ -41,7 +41,7 @@ def save_latency(device="a GPU", gpu=True):
 
 def save_kernels(dense=True):
     row = {"p20_p50_p80_seconds": [9e-5, 1e-4, 2e-4], "bytes": 1e8, "flops": 1e10}
-    rows = [row | {"layer": "0", "kernel": name} for name in ("analyze", "bin_gemm")]
+    rows = [row | {"layer": "0", "kernel": name} for name in ("dft_forward", "bin_gemm")]
     figures = {"seed": 0, "recipe": "math-7b", "device": "a GPU", "kernels": rows}
     results.append("kernels", figures | {"profile": PROFILE | {"dense": dense}})
 

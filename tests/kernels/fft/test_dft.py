@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from dnd_fast.kernels.fft.dft import analyze, folded_analysis, folded_synthesis, synthesize
+from dnd_fast.kernels.fft.dft import (
+    dft_forward,
+    dft_inverse,
+    folded_forward_matrix,
+    folded_inverse_matrix,
+)
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
 
 CPU = torch.device("cpu")
@@ -22,7 +27,7 @@ def test_forward_is_the_fft(sizes):
     plan = FFTConvPlan.make(*sizes)
     n1, n2 = plan.height.dft, plan.width.dft
     x = torch.randn(n1, n2, dtype=torch.float64)
-    found = analyze(x.T[..., None], plan, (tuple(range(n2)), tuple(range(n1))), unit=True)
+    found = dft_forward(x.T[..., None], plan, (tuple(range(n2)), tuple(range(n1))), unit=True)
     whole = torch.fft.fft2(x, norm="ortho").flatten()
     kept = torch.complex(found[:, 0, 0], found[:, 1, 0])
     nearest = (whole[:, None] - kept).abs().min(dim=0).values
@@ -41,22 +46,22 @@ def test_folded_matrices_convolve(sizes):
     weight = torch.randn(plan.kernel, plan.kernel, dtype=torch.float64)
 
     def fold(values, positions, unit):
-        first, second = folded_analysis(plan, positions, unit, torch.float64, CPU)
+        first, second = folded_forward_matrix(plan, positions, unit, torch.float64, CPU)
         flat = values.flatten()
         mirrored, half = flat.flip(0), -(-len(flat) // 2)
         even, odd = (flat + mirrored)[:half], (flat - mirrored)[:half]
         return torch.complex(first[:, :half] @ even, second[:, :half] @ odd)
 
-    plain = analyze(x.T[..., None], plan, inputs, unit=True)[..., 0]
-    response = analyze(weight.T[..., None], plan, plan.taps, unit=False)[..., 0]
+    plain = dft_forward(x.T[..., None], plan, inputs, unit=True)[..., 0]
+    response = dft_forward(weight.T[..., None], plan, plan.taps, unit=False)[..., 0]
     product = torch.complex(*plain.unbind(1)) * torch.complex(*response.unbind(1))
-    expected = synthesize(torch.view_as_real(product)[..., None], plan, kept, unit=True)[..., 0].T
+    expected = dft_inverse(torch.view_as_real(product)[..., None], plan, kept, unit=True)[..., 0].T
 
     torch.testing.assert_close(
         torch.view_as_real(fold(weight, plan.taps, False)), response, rtol=0, atol=1e-12
     )
     product = fold(x, inputs, True) * fold(weight, plan.taps, False)
-    real, imaginary = folded_synthesis(plan, kept, True, torch.float64, CPU)
+    real, imaginary = folded_inverse_matrix(plan, kept, True, torch.float64, CPU)
     cosines = real[:, : plan.bins] @ product.real
     sines = imaginary[:, : plan.bins] @ product.imag
     count = len(kept[0]) * len(kept[1])
@@ -66,5 +71,5 @@ def test_folded_matrices_convolve(sizes):
 
 def test_matrices_are_never_evicted():
     """A CUDA graph replays with their addresses, long after they were made."""
-    for make in (folded_analysis, folded_synthesis):
+    for make in (folded_forward_matrix, folded_inverse_matrix):
         assert make.cache_info().maxsize is None

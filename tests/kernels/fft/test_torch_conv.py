@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d
 
+from dnd_fast.kernels.conv2d import fft_conv2d
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
-from dnd_fast.kernels.fft.torch_conv import fft_conv2d
 from dnd_fast.kernels.fft.weight import transform_weight
 from dnd_fast.recipe import Recipe, recipe_names
 

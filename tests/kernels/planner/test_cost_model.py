@@ -8,9 +8,9 @@ from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
 from dnd_fast.kernels.fft.weight import transform_weight
 from dnd_fast.kernels.planner.cost_model import (
+    bandwidth_bound_seconds,
     conv_plans,
     decoder_convolutions,
-    floor_seconds,
     plan_decoder,
 )
 from dnd_fast.recipe import Recipe
@@ -127,5 +127,5 @@ def test_measured_times_count_instead_of_predictions():
 
 def test_no_plan_beats_the_floor():
     for name in ("h200", "a100", "cpu"):
-        floor = floor_seconds(RECIPE.features, 9, PROFILES[name])
+        floor = bandwidth_bound_seconds(RECIPE.features, 9, PROFILES[name])
         assert 0 < floor < plan_decoder(RECIPE.features, 9, PROFILES[name]).seconds

@@ -8,7 +8,7 @@ import torch
 from dnd_fast.decoder.model import HyperConvBlock
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
 from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS
-from dnd_fast.kernels.triton.block import hyper_conv_block
+from dnd_fast.kernels.triton.block import hyper_conv_block_triton
 from dnd_fast.kernels.triton.fft_conv import Workspace
 
 pytestmark = pytest.mark.interpret
@@ -62,7 +62,7 @@ def test_block(shapes, tiled, dtype, kept, bound):
     made, exact, kept = block(shapes, tiled, kept)
     x = torch.randn(2, *SHAPES[shapes][0])
     expected = exact(x.double())
-    found = hyper_conv_block(x.to(dtype), packed(made, dtype, kept), Workspace())
+    found = hyper_conv_block_triton(x.to(dtype), packed(made, dtype, kept), Workspace())
     assert found.shape == expected.shape
     assert found.dtype == dtype
     assert (found.double() - expected).norm() <= bound * expected.norm()

@@ -6,7 +6,7 @@ import pytest
 import torch
 import triton
 
-from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.lora_scatter import LoraScatterTable
 from dnd_fast.kernels.triton import detokenize as module
 from dnd_fast.kernels.triton.codegen import SHARED_LIMIT
 from dnd_fast.kernels.triton.detokenize import DetokenizeConfig, detokenize
@@ -74,12 +74,12 @@ def test_views_are_the_tensors_in_order():
 
 def test_mixed_ranks_are_refused():
     with pytest.raises(ValueError, match="of one rank"):
-        TokenTargets.make({"x.lora_A.weight": (2, 8), "x.lora_B.weight": (8, 3)}, 8)
+        LoraScatterTable.make({"x.lora_A.weight": (2, 8), "x.lora_B.weight": (8, 3)}, 8)
 
 
 def test_more_than_32_bits_of_elements_are_refused():
     with pytest.raises(ValueError, match="2147483648 elements"):
-        TokenTargets.make({"x.lora_A.weight": (1 << 16, 1 << 15)}, 1 << 15)
+        LoraScatterTable.make({"x.lora_A.weight": (1 << 16, 1 << 15)}, 1 << 15)
 
 
 @pytest.mark.interpret
@@ -152,7 +152,7 @@ def test_static_statistics_on_the_gpu():
 @pytest.mark.parametrize("scale", ["none", "static", "border"])
 def test_compiles_without_spills(scale, capability, compiled):
     """Tokens of 16 x 512, as for a 7B model; static ones with every candidate."""
-    targets = TokenTargets.make({"x.lora_A.weight": (16, 2048)}, 512, "meta")
+    targets = LoraScatterTable.make({"x.lora_A.weight": (16, 2048)}, 512, "meta")
     border = 2 * (scale == "border")
     targets = replace(targets, border=border > 0)
     tokens = torch.empty(1, 4, 16 + border, 512 + border, dtype=torch.bfloat16, device="meta")

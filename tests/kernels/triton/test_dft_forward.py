@@ -11,7 +11,7 @@ from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS
 from dnd_fast.kernels.triton import dft_forward as module
 from dnd_fast.kernels.triton.checks import Config, LayerNorm
 from dnd_fast.kernels.triton.codegen import SHARED_LIMIT
-from dnd_fast.kernels.triton.dft_forward import analyze
+from dnd_fast.kernels.triton.dft_forward import dft_forward_triton
 from dnd_fast.kernels.triton.fft_conv import input_matrix, input_tiling
 from dnd_fast.kernels.triton.layer_norm import layer_norm_stats
 
@@ -74,7 +74,7 @@ def test_equals_float64(shape, tiling, order, planes, dtype):
     x = torch.randn(shape).to(dtype)
     matrix = torch.randn(2, 19, tiling.folded + 3).to(dtype)  # three columns too many
     out = poisoned(19, planes, tiling.columns(x), dtype=dtype)
-    analyze(laid_out(x, order), matrix, tiling, out, planes=planes, config=SMALL)
+    dft_forward_triton(laid_out(x, order), matrix, tiling, out, planes=planes, config=SMALL)
     values = windows(x.double(), tiling)
     expected = analysis(matrix, values, planes)
     rounded = analysis(matrix, values, planes, dtype).to(dtype)
@@ -94,7 +94,7 @@ def test_normalises_inside_alone(order, dtype):
     view = x.permute(order)
     out = poisoned(8, 2, tiling.columns(view), dtype=dtype)
     norm = LayerNorm(mean, rstd, *affine, order)
-    analyze(view, matrix, tiling, out, norm=norm, config=SMALL)
+    dft_forward_triton(view, matrix, tiling, out, norm=norm, config=SMALL)
     normed = layer_norm(x.double(), (7, 3), *(part.double() for part in affine)).permute(order)
     expected = analysis(matrix, windows(normed, tiling), 2)
     rounded = analysis(matrix, windows(normed, tiling), 2, dtype).to(dtype)
@@ -115,7 +115,7 @@ def test_normalises_inside_alone(order, dtype):
 def test_refuses_what_does_not_fit(options, message):
     whole = {"matrix": torch.ones(2, 4, 9), "out": torch.ones(4, 2, 6)} | options
     with pytest.raises(ValueError, match=message):
-        analyze(torch.ones(2, 3, 3, 3), tiling=Tiling(1, 3, 0, 3, 1, 3, 0, 3), **whole)
+        dft_forward_triton(torch.ones(2, 3, 3, 3), tiling=Tiling(1, 3, 0, 3, 1, 3, 0, 3), **whole)
 
 
 # B, N, L, C of a block's input, the order that makes it [B, C, H, W], C', DFT and kernel: those of
@@ -138,7 +138,7 @@ def folded_matrix(rows, columns, dtype):
 
 
 def launch(name, dtype, normalised, config=None):
-    """Analysis as a convolution does it, on tensors that need not exist."""
+    """The forward DFT as a convolution does it, on tensors that need not exist."""
     size, order, _, n, kernel = LAUNCHES[name]
     x = meta(*size, dtype=dtype).permute(order)
     plan = FFTConvPlan.make(*x.shape[2:], kernel, *n)
@@ -150,7 +150,7 @@ def launch(name, dtype, normalised, config=None):
         norm = LayerNorm(meta(*size[:2]), meta(*size[:2]), affine, affine, order)
     matrix = folded_matrix(plan.bins, tiling.folded, wide)
     out = meta(plan.bins, 3, tiling.columns(x), dtype=wide)
-    analyze(x, matrix, tiling, out, planes=3, norm=norm, bound=meta(1), config=config)
+    dft_forward_triton(x, matrix, tiling, out, planes=3, norm=norm, bound=meta(1), config=config)
 
 
 @pytest.mark.codegen
@@ -170,7 +170,7 @@ def test_compiles_without_spills(name, dtype, normalised, capability, compiled):
     compiled(
         f"{name}, {dtype}{', normalised' * normalised}",
         module,
-        "_analyze_kernel",
+        "_dft_forward_kernel",
         capability,
         lambda: launch(name, dtype, normalised),
         dtype,
@@ -186,7 +186,7 @@ def test_candidates_compile_without_spills(normalised, capability, compiled):
         compiled(
             f"path B, odd{', normalised' * normalised}, {config}",
             module,
-            "_analyze_kernel",
+            "_dft_forward_kernel",
             capability,
             lambda c=config: launch("path B, odd", torch.float16, normalised, c),
             torch.float16,
@@ -201,7 +201,7 @@ def test_the_largest_convolutions(sized, name):
     tiling, matrix = input_tiling(plan), input_matrix(plan, torch.float16, sized.device)
     out = poisoned(plan.bins, 3, tiling.columns(x), dtype=torch.float16).to(sized.device)
     bound, root = normed.abs().max().float(), math.sqrt(plan.points)
-    analyze(x, matrix, tiling, out, planes=3, norm=norm, bound=bound, sqrt_points=root)
+    dft_forward_triton(x, matrix, tiling, out, planes=3, norm=norm, bound=bound, sqrt_points=root)
     assert out.isfinite().all()
     columns = torch.randint(out.shape[2], (64,), device=sized.device)
     index, inside = sized.positions(tiling, x.shape, columns)

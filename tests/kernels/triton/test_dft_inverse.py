@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from dnd_fast.kernels.fft.tiling import FFTConvPlan, Tiling
-from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.lora_scatter import LoraScatterTable
 from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS
 from dnd_fast.kernels.triton import dft_inverse as module
 from dnd_fast.kernels.triton.checks import Config
 from dnd_fast.kernels.triton.codegen import SHARED_LIMIT
 from dnd_fast.kernels.triton.detokenize import detokenize
-from dnd_fast.kernels.triton.dft_inverse import synthesize
+from dnd_fast.kernels.triton.dft_inverse import dft_inverse_triton
 from dnd_fast.kernels.triton.fft_conv import output_matrix, output_tiling
 
 SMALL = Config(16, 16, 16, num_warps=1, num_stages=1)
@@ -97,7 +97,9 @@ def test_equals_float64(shape, tiling, order, dtype, name):
     operands, _ = epilogues(product, laid_out(bias[None], order)[0], laid_out(other, order))[name]
     _, expected = epilogues(product, bias.double(), other.double())[name]
     amax = torch.zeros(1)
-    synthesize(y, matrix, tiling, out, gain=1.5, epilogue=name, amax=amax, config=SMALL, **operands)
+    dft_inverse_triton(
+        y, matrix, tiling, out, gain=1.5, epilogue=name, amax=amax, config=SMALL, **operands
+    )
     assert error(out, expected) <= budget(dtype)
     assert amax.item() == out.abs().max().item()
 
@@ -110,10 +112,10 @@ def test_other_may_be_the_output_or_be_left_out():
     out = torch.randn(2, 4, 3, 5)
     product = synthesis(matrix, y, tiling, out)
     expected = (product + out.double()) / 3
-    synthesize(y, matrix, tiling, out, epilogue="mix", other=out, config=SMALL)
+    dft_inverse_triton(y, matrix, tiling, out, epilogue="mix", other=out, config=SMALL)
     assert error(out, expected) <= 1e-6
     bias = torch.randn(4)
-    synthesize(y, matrix, tiling, out, epilogue="bias_residual", bias=bias, config=SMALL)
+    dft_inverse_triton(y, matrix, tiling, out, epilogue="bias_residual", bias=bias, config=SMALL)
     assert error(out, product + bias.double()[:, None, None]) <= 1e-6
 
 
@@ -127,7 +129,7 @@ def test_statistics_of_what_is_stored(shape, tiling, order, check_stats):
     matrix, y = torch.randn(2, tiling.folded, 16), torch.randn(16, 2, tiling.columns(out))
     stats = poisoned(*shape[:2]), poisoned(*shape[:2])
     options = {"epilogue": "bias_residual", "bias": torch.full(shape[1:2], 300.0)}
-    synthesize(y.half(), matrix.half(), tiling, out, stats=stats, config=SMALL, **options)
+    dft_inverse_triton(y.half(), matrix.half(), tiling, out, stats=stats, config=SMALL, **options)
     check_stats(stats, out)
 
 
@@ -142,7 +144,7 @@ def test_tokens_are_written_into_lora_tensors(fitted_layout, fitted):
     matrix, y = torch.randn(2, 6, 16), torch.randn(16, 2, tiling.columns(tokens))
     bias, out = torch.randn(tokens.shape[1]), poisoned(2, targets.elements)
     options = {"epilogue": "bias_residual", "bias": bias, "other": tokens, "config": SMALL}
-    synthesize(y, matrix, tiling, out, targets=targets, **options)
+    dft_inverse_triton(y, matrix, tiling, out, targets=targets, **options)
     exact = synthesis(matrix, y, tiling, tokens) + bias[:, None, None] + tokens
     for name, expected in fitted_layout.detokenize(exact).items():
         assert error(targets.views(out)[name], expected) <= 1e-6
@@ -166,7 +168,7 @@ def test_tokens_are_written_into_lora_tensors(fitted_layout, fitted):
 def test_refuses_what_does_not_fit(options, message):
     whole = {"y": torch.ones(4, 2, 6), "matrix": torch.ones(2, 5, 4), "out": torch.ones(2, 3, 3, 3)}
     with pytest.raises(ValueError, match=message):
-        synthesize(tiling=Tiling(1, 3, 0, 3, 1, 3, 0, 3), **(whole | options))
+        dft_inverse_triton(tiling=Tiling(1, 3, 0, 3, 1, 3, 0, 3), **(whole | options))
 
 
 # B, N, L, C of a block's input, the order that makes it [B, C, H, W], C', DFT and kernel: those of
@@ -190,7 +192,7 @@ def folded_matrix(rows, columns, dtype):
 
 
 def launch(name, dtype, epilogue, config=None, written="image"):
-    """Synthesis as a convolution does it, on tensors that need not exist."""
+    """The inverse DFT as a convolution does it, on tensors that need not exist."""
     size, order, channels_out, n, kernel = LAUNCHES[name]
     shape = meta(*size).permute(order).shape
     memory = (shape[0], shape[2], shape[3], channels_out)
@@ -211,9 +213,9 @@ def launch(name, dtype, epilogue, config=None, written="image"):
         scales = meta(*out.shape[1:]), meta(out.shape[1], 1, 1)
         table = torch.empty(out.shape[1], 4, dtype=torch.int32, device="meta")
         shapes = {"x.lora_A.weight": (out.shape[2], out.shape[1] * out.shape[3])}
-        options["targets"] = TokenTargets(shapes, *out.shape[2:], table, *scales)
+        options["targets"] = LoraScatterTable(shapes, *out.shape[2:], table, *scales)
         out = meta(1, options["targets"].elements)
-    synthesize(y, matrix, tiling, out, bound=meta(1), amax=meta(1), **options)
+    dft_inverse_triton(y, matrix, tiling, out, bound=meta(1), amax=meta(1), **options)
 
 
 @pytest.mark.codegen
@@ -233,7 +235,7 @@ def test_compiles_without_spills(name, dtype, epilogue, capability, compiled):
     compiled(
         f"{name}, {dtype}, {epilogue}",
         module,
-        "_synthesize_kernel",
+        "_dft_inverse_kernel",
         capability,
         lambda: launch(name, dtype, epilogue),
         dtype,
@@ -250,7 +252,7 @@ def test_layer_wise_epilogues_compile_without_spills(written, dtype, capability,
         compiled(
             f"layer-wise, 7B, {written}, {config}",
             module,
-            "_synthesize_kernel",
+            "_dft_inverse_kernel",
             capability,
             lambda c=config: launch("layer-wise, 7B", dtype, "bias_residual", c, written),
             dtype,
@@ -265,7 +267,7 @@ def test_candidates_compile_without_spills(capability, compiled):
         compiled(
             f"path B, odd, {config}",
             module,
-            "_synthesize_kernel",
+            "_dft_inverse_kernel",
             capability,
             lambda c=config: launch("path B, odd", torch.float16, "mix", c),
             torch.float16,
@@ -280,7 +282,7 @@ def test_the_largest_convolutions(sized, name):
     tiling, matrix = output_tiling(plan), output_matrix(plan, torch.float16, sized.device)
     y = torch.randn(plan.bins, 2, tiling.columns(out), device=sized.device).half()
     amax = torch.zeros(1, device=sized.device)
-    synthesize(y, matrix, tiling, out, amax=amax, **options)
+    dft_inverse_triton(y, matrix, tiling, out, amax=amax, **options)
     assert amax.item() == out.abs().max().item()  # not so if anything is still NaN
     columns = torch.randint(y.shape[2], (64,), device=sized.device)
     index, inside = sized.positions(tiling, out.shape, columns)
@@ -299,8 +301,8 @@ def test_statistics_and_tokens_of_the_largest_convolution(sized, check_stats):
     plan = sized.plans["layerwise"].tiles
     tiling, matrix = output_tiling(plan), output_matrix(plan, torch.float16, sized.device)
     y = torch.randn(plan.bins, 2, tiling.columns(image), device=sized.device).half()
-    synthesize(y, matrix, tiling, image, stats=stats, **options)
-    synthesize(y, matrix, tiling, found, targets=targets, **options)
+    dft_inverse_triton(y, matrix, tiling, image, stats=stats, **options)
+    dft_inverse_triton(y, matrix, tiling, found, targets=targets, **options)
     check_stats(stats, image)
     detokenize(image, targets, expected)
     assert error(found, expected.double()) <= torch.finfo(sized.dtype).eps

@@ -7,7 +7,7 @@ import torch
 import triton
 from torch.nn.functional import conv2d, layer_norm
 
-from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.lora_scatter import LoraScatterTable
 from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS
 from dnd_fast.kernels.triton import direct_conv as module
 from dnd_fast.kernels.triton.checks import LayerNorm
@@ -263,7 +263,7 @@ def launch(name, dtype, config):
             torch.empty(count, 1, 1, device="meta"),
         )
         table = torch.empty(count, 4, dtype=torch.int32, device="meta")
-        targets = TokenTargets(
+        targets = LoraScatterTable(
             {"x.lora_A.weight": (rank, count * chunk)}, rank, chunk, table, *scales
         )
         out = torch.empty(1, targets.elements, device="meta")

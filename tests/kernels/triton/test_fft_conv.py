@@ -4,13 +4,18 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, layer_norm
 
+from dnd_fast.kernels.conv2d import fft_conv2d
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
-from dnd_fast.kernels.fft.torch_conv import fft_conv2d
 from dnd_fast.kernels.fft.weight import transform_weight
 from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS
-from dnd_fast.kernels.triton import fft_conv as triton_conv
 from dnd_fast.kernels.triton.checks import LayerNorm
-from dnd_fast.kernels.triton.fft_conv import PackedWeight, Workspace, convolve
+from dnd_fast.kernels.triton.fft_conv import (
+    PackedWeight,
+    Workspace,
+    convolve,
+    fft_conv2d_triton,
+    weight_gradient_triton,
+)
 from dnd_fast.kernels.triton.layer_norm import layer_norm_stats
 
 FIRST, LAST = (0, 1, 2, 3), (0, 2, 3, 1)
@@ -44,12 +49,12 @@ def problem(shape, magnitude=1.0):
 )
 def test_float32(shape, limit):
     plan, x, weight, dy, expected, (dx, dw) = problem(shape)
-    assert error(triton_conv.conv2d(x, weight, plan, torch.float32, limit), expected) <= 1e-5
+    assert error(fft_conv2d_triton(x, weight, plan, torch.float32, limit), expected) <= 1e-5
     cached = transform_weight(weight, plan)
-    assert error(triton_conv.conv2d(x, cached, plan, torch.float32, limit), expected) <= 1e-5
+    assert error(fft_conv2d_triton(x, cached, plan, torch.float32, limit), expected) <= 1e-5
     turned = weight.transpose(0, 1).flip(2, 3)
-    assert error(triton_conv.conv2d(dy, turned, plan, torch.float32, limit), dx) <= 1e-5
-    assert error(triton_conv.weight_gradient(x, dy, plan, torch.float32, limit), dw) <= 1e-5
+    assert error(fft_conv2d_triton(dy, turned, plan, torch.float32, limit), dx) <= 1e-5
+    assert error(weight_gradient_triton(x, dy, plan, torch.float32, limit), dw) <= 1e-5
 
 
 @pytest.mark.interpret
@@ -66,10 +71,10 @@ def test_float16(shape, magnitude):
         transform_weight(weight, plan, dtype=torch.int8),
     ):
         plain = fft_conv2d(x, used, plan, dtype=torch.float16)
-        found = triton_conv.conv2d(x, used, plan, torch.float16, 1 << 30)
+        found = fft_conv2d_triton(x, used, plan, torch.float16, 1 << 30)
         assert found.dtype == torch.float16
         assert error(found, expected) <= 2 * error(plain, expected) + 2**-11
-    assert error(triton_conv.weight_gradient(x, dy, plan, torch.float16, 1 << 30), dw) <= 4e-3
+    assert error(weight_gradient_triton(x, dy, plan, torch.float16, 1 << 30), dw) <= 4e-3
 
 
 def laid_out(x, order):

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from dnd_fast import HyperConvDecoder
+from dnd_fast.kernels.conv2d import fft_conv2d
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
-from dnd_fast.kernels.fft.torch_conv import fft_conv2d
-from dnd_fast.kernels.lora_scatter import TokenTargets
+from dnd_fast.kernels.lora_scatter import LoraScatterTable
 from dnd_fast.kernels.triton.detokenize import detokenize
 
 SHAPES = {"x.lora_A.weight": (3, 13), "x.lora_B.weight": (7, 3)}
@@ -37,7 +37,7 @@ def run_every_kernel(features, device, dtype):
     plan = FFTConvPlan.make(length, c, 3, length + 1, c + 1)
     fft_conv2d(x, weight, plan, dtype=torch.float16, impl="triton").sum().backward()
     assert weight.grad.isfinite().all()
-    targets = replace(TokenTargets.make(SHAPES, 6, device), border=True)
+    targets = replace(LoraScatterTable.make(SHAPES, 6, device), border=True)
     tokens = torch.randn(2, len(targets.table), 5, 8).to(device, dtype)
     out = torch.full((2, targets.elements), torch.nan, device=device)
     detokenize(tokens, targets, out)

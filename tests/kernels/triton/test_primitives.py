@@ -7,8 +7,8 @@ import torch
 
 from dnd_fast.kernels.fft.tiling import Tiling
 from dnd_fast.kernels.triton.checks import Config
-from dnd_fast.kernels.triton.dft_forward import analyze
-from dnd_fast.kernels.triton.dft_inverse import synthesize
+from dnd_fast.kernels.triton.dft_forward import dft_forward_triton
+from dnd_fast.kernels.triton.dft_inverse import dft_inverse_triton
 
 SMALL = Config(16, 16, 16, num_warps=1, num_stages=1)
 DTYPES = [torch.float32, torch.float16]
@@ -29,11 +29,11 @@ def test_the_scale_is_a_power_of_two_that_prevents_overflow(bound):
     x, half = torch.tensor([[[[1.0]]]]), torch.full((2, 1, 1), 0.5)
     tiling, out = Tiling(1, 1, 0, 1, 1, 1, 0, 1), poisoned(1, 2, 1)
     options = {"bound": torch.tensor(bound), "sqrt_points": sqrt_points, "config": SMALL}
-    analyze(x, half, tiling, out, **options)
+    dft_forward_triton(x, half, tiling, out, **options)
     expected = 2.0 ** math.floor(math.log2(2**14 / (bound * sqrt_points))) if bound else 1.0
     assert out.flatten().tolist() == [min(max(expected, 2.0**-100), 2.0**100), 0.0]
     back = poisoned(1, 1, 1, 1)
-    synthesize(out, half, tiling, back, gain=6.0, **options)
+    dft_inverse_triton(out, half, tiling, back, gain=6.0, **options)
     assert back.item() == 3.0
 
 
@@ -48,9 +48,9 @@ def test_a_bound_prevents_overflow_in_float16(size, dtype):
     into /= 1 + size % 2  # the centre is counted twice
     out, back = poisoned(2, 2, 1, dtype=torch.float16), poisoned(1, 1, size, size)
     options = {"bound": torch.tensor([6e4]), "sqrt_points": float(size), "config": SMALL}
-    analyze(x, into, tiling, out, **options)
+    dft_forward_triton(x, into, tiling, out, **options)
     onto = torch.full((2, tiling.folded, 2), 1 / size / 2).half()
-    synthesize(out, onto, tiling, back, **options)
+    dft_inverse_triton(out, onto, tiling, back, **options)
     assert error(back, x.double()) <= 2**-10
 
 
@@ -62,6 +62,6 @@ def test_tanh_is_accurate_everywhere():
     out, bias = poisoned(1, y.shape[2], 1, 1), torch.zeros(y.shape[2], 1, 1)
     wide = Config(16, 512, 16, num_warps=1, num_stages=1)
     tiling, one = Tiling(1, 1, 0, 1, 1, 1, 0, 1), torch.ones(2, 1, 1)
-    synthesize(y, one, tiling, out, epilogue="tanh_bias", bias=bias, config=wide)
+    dft_inverse_triton(y, one, tiling, out, epilogue="tanh_bias", bias=bias, config=wide)
     expected = y[0, 0].double().tanh()
     assert ((out.flatten() - expected).abs() <= 4e-7 * expected.abs()).all()

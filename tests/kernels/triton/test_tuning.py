@@ -8,7 +8,7 @@ import pytest
 import torch
 import triton
 
-from dnd_fast.kernels.triton import tuning as tuned
+from dnd_fast.kernels.triton import tuning
 from dnd_fast.kernels.triton.checks import Config
 
 FIRST, OTHER = Config(16, 16, 16, 1, 1), Config(32, 64, 16, 4, 2)
@@ -19,17 +19,17 @@ interpreted = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="the int
 @pytest.fixture
 def table(tmp_path, monkeypatch):
     """Write a device's table."""
-    monkeypatch.setattr(tuned, "TABLES", tmp_path)
-    monkeypatch.setattr(tuned, "table_name", lambda device: "A-GPU.json")
+    monkeypatch.setattr(tuning, "TABLES", tmp_path)
+    monkeypatch.setattr(tuning, "table_name", lambda device: "A-GPU.json")
 
     def write(configs):
-        path = tuned.table_path(CUDA)
+        path = tuning.table_path(CUDA)
         path.write_text(json.dumps({"configs": configs}))
         forget()
 
     def forget():
-        tuned.load_table.cache_clear()
-        tuned._fields.cache_clear()
+        tuning.load_table.cache_clear()
+        tuning._fields.cache_clear()
 
     forget()
     yield write
@@ -37,18 +37,18 @@ def table(tmp_path, monkeypatch):
 
 
 def look_up(*sizes, device=CUDA, words=(torch.float16, "plain")):
-    return tuned.config((FIRST, OTHER), device, "analyze", *words, *sizes)
+    return tuning.config((FIRST, OTHER), device, "dft_forward", *words, *sizes)
 
 
 def test_sizes_are_rounded_up_to_powers_of_two():
-    assert tuned.key("analyze", (torch.float16, "plain", 129, 1, 64)) == (
-        "analyze float16 plain 256x1x64"
+    assert tuning.key("dft_forward", (torch.float16, "plain", 129, 1, 64)) == (
+        "dft_forward float16 plain 256x1x64"
     )
 
 
 @interpreted
 def test_the_table_counts_where_it_has_the_problem(table):
-    table({"analyze float16 plain 256x64": asdict(OTHER)})
+    table({"dft_forward float16 plain 256x64": asdict(OTHER)})
     assert look_up(200, 33) == OTHER
     assert look_up(256, 64) == OTHER
     assert look_up(257, 64) == FIRST
@@ -75,6 +75,8 @@ def test_only_a_gpu_has_a_table(table, caplog, monkeypatch, interpret):
 @interpreted
 @pytest.mark.parametrize("fields", [{"block_m": 64}, asdict(OTHER) | {"tma": True}])
 def test_a_damaged_table_is_named(table, fields):
-    table({"analyze float16 plain 256x64": fields})
-    with pytest.raises(ValueError, match=r"A-GPU.json has .* for 'analyze float16 plain 256x64'"):
+    table({"dft_forward float16 plain 256x64": fields})
+    with pytest.raises(
+        ValueError, match=r"A-GPU.json has .* for 'dft_forward float16 plain 256x64'"
+    ):
         look_up(200, 33)

@@ -20,7 +20,7 @@ from dnd_fast import InvalidInput, Recipe
 from dnd_fast.cli.collect import collect as command
 from dnd_fast.demo.export import write_examples
 from dnd_fast.demo.tasks import Task
-from dnd_fast.lora.batched import applied, encode
+from dnd_fast.lora.batched import encode, with_adapters
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import CollectSpec, LoraSpec
 from dnd_fast.text.datasets import Dataset
@@ -96,7 +96,7 @@ def test_adapters_work_in_peft(family, files, tmp_path):
     model, tokenizer = load_base(*base)
     ids = torch.tensor([encode(tokenizer, Dataset.read(files[0]).examples)[0].ids])
     tensors = {key: value[None] for key, value in made.load(checkpoint).items()}
-    with torch.no_grad(), applied(model, tensors, 2.0):
+    with torch.no_grad(), with_adapters(model, tensors, 2.0):
         expected = model(ids).logits
     assert not torch.equal(expected, model(ids).logits)
     adapted = PeftModel.from_pretrained(model, checkpoint)

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from dnd_fast import InvalidInput
 from dnd_fast.demo.tasks import Task
 from dnd_fast.demo.tokenizer import build_tokenizer
-from dnd_fast.lora.batched import Encoded, encode
+from dnd_fast.lora.batched import TokenizedExample, encode
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import CollectSpec
 from dnd_fast.train.adapters.lora_trainer import LoraTrainer, initial_adapter, rate, shorten, spread
@@ -72,9 +72,13 @@ def test_samples_are_from_everywhere():
 
 def test_long_conversations():
     """A response is cut; a prompt that leaves no room for one cannot be used."""
-    sequences = [Encoded([1, 2, 3], 2), Encoded([1, 2, 3, 4, 5], 2), Encoded([1, 2, 3, 4, 5], 4)]
+    sequences = [
+        TokenizedExample([1, 2, 3], 2),
+        TokenizedExample([1, 2, 3, 4, 5], 2),
+        TokenizedExample([1, 2, 3, 4, 5], 4),
+    ]
     kept, cut, dropped = shorten(sequences, 4)
-    assert kept == [Encoded([1, 2, 3], 2), Encoded([1, 2, 3, 4], 2)]
+    assert kept == [TokenizedExample([1, 2, 3], 2), TokenizedExample([1, 2, 3, 4], 2)]
     assert (cut, dropped) == (1, 1)
 
 
@@ -156,4 +160,4 @@ def test_a_loss_that_is_not_finite(setting):
 
 def test_another_models_tokenizer(setting):
     with pytest.raises(InvalidInput, match=r"'set 0'.*token 350, the base model has 350"):
-        trainer(setting, [[Encoded([1, 350], 1)]])
+        trainer(setting, [[TokenizedExample([1, 350], 1)]])

@@ -12,17 +12,23 @@ from dnd_fast import Adapter, Generator, InvalidInput
 from dnd_fast.demo.exam import exam
 from dnd_fast.generator import DEMO_MODELS
 from dnd_fast.lora.batched import (
-    IGNORED,
-    applied,
+    IGNORE_INDEX,
     collate,
     encode,
     exact_match,
     summed_losses,
+    with_adapters,
 )
 from dnd_fast.text.datasets import Example
 from dnd_fast.train.base import load_base
 from dnd_fast.train.evaluation import evaluate as methods
-from dnd_fast.train.evaluation.evaluate import Examiner, HeldOut, evaluate, generate_adapter, worn
+from dnd_fast.train.evaluation.evaluate import (
+    EvalTask,
+    Evaluator,
+    evaluate,
+    generate_adapter,
+    with_adapter,
+)
 from dnd_fast.train.evaluation.metrics import Metric, Settings, make_metric
 from dnd_fast.train.evaluation.questions import Question
 from dnd_fast.train.evaluation.scores import Evaluation, estimate, merged, wilson
@@ -44,7 +50,7 @@ def generator(encoder):
 def held_out(collection, demo_tasks):
     """The collection's last two data sets, with the questions of the demo's own exam."""
     return [
-        HeldOut(
+        EvalTask(
             name,
             collection.dataset(name).examples,
             tuple(Question(e.prompt, e.answer) for e in task.examples(SIZE, "test", 1, "train")),
@@ -54,8 +60,8 @@ def held_out(collection, demo_tasks):
 
 
 @pytest.fixture
-def examiner(base):
-    return Examiner(*base, make_metric("exact", Settings(batch=7)))
+def evaluator(base):
+    return Evaluator(*base, make_metric("exact", Settings(batch=7)))
 
 
 @pytest.fixture
@@ -78,7 +84,7 @@ def likelihood(exam):
 
 
 def per_question(model, batch):
-    tokens = (batch.labels != IGNORED).sum((1, 2))
+    tokens = (batch.labels != IGNORE_INDEX).sum((1, 2))
     return (-summed_losses(model, batch) / tokens).exp().tolist()
 
 
@@ -93,7 +99,7 @@ def test_the_demo_s_figures(name, base, collection, generator, demo_tasks, held_
         tensors, scaling = (stacked(adapters), adapters[0].scaling) if adapters else ({}, 1.0)
         if name == "exact":
             return exact_match(model, batch, tensors, scaling).tolist()
-        with applied(model, tensors, scaling):
+        with with_adapters(model, tensors, scaling):
             scores = per_question(model, batch.view(-1, 1))
         return [mean(scores[:SIZE]), mean(scores[SIZE:])]
 
@@ -101,7 +107,7 @@ def test_the_demo_s_figures(name, base, collection, generator, demo_tasks, held_
     if name == "exact":
         metric = make_metric("exact", Settings(batch=7))
     found = evaluate(
-        Examiner(model, tokenizer, metric),
+        Evaluator(model, tokenizer, metric),
         collection,
         {"": generator},
         held_out,
@@ -136,30 +142,30 @@ def test_the_demo_s_figures(name, base, collection, generator, demo_tasks, held_
 
 
 def test_the_nearest_is_the_one_with_the_same_prompts(
-    examiner, collection, generator, held_out, trained_on
+    evaluator, collection, generator, held_out, trained_on
 ):
     twin = collection.dataset(trained_on[1]).examples
-    asked = [HeldOut("new", twin[::-1], held_out[0].questions)]
-    found = evaluate(examiner, collection, {"": generator}, asked, trained_on, prompt_batches=1)
+    asked = [EvalTask("new", twin[::-1], held_out[0].questions)]
+    found = evaluate(evaluator, collection, {"": generator}, asked, trained_on, prompt_batches=1)
     assert found.rows[methods.NEAREST]["new"] == found.adapters[trained_on[1]]["new"]
     assert methods.ORACLE not in found.rows  # "new" has no adapter
     assert "new" in found.rows[methods.CONTROL]  # from a trained data set's prompts
 
 
-def test_the_diagonal_is_left_out(examiner, collection, generator, held_out, trained_on):
+def test_the_diagonal_is_left_out(evaluator, collection, generator, held_out, trained_on):
     """A data set's own adapter is its oracle and nothing else (the paper's Table 10)."""
     own, other = held_out[0].name, trained_on[0]
     found = evaluate(
-        examiner, collection, {"": generator}, held_out[:1], [other, own], prompt_batches=1
+        evaluator, collection, {"": generator}, held_out[:1], [other, own], prompt_batches=1
     )
     assert found.adapters[own] == {}
-    alone = examiner.score(last(collection, other), held_out[0])
+    alone = evaluator.score(last(collection, other), held_out[0])
     for row in (methods.MEAN, methods.BEST, methods.NEAREST, methods.SOUP):
         assert found.rows[row] == {own: [alone]}
 
 
-def test_nothing_trained_on(examiner, collection, generator, held_out):
-    found = evaluate(examiner, collection, {"": generator}, held_out, [], prompt_batches=1)
+def test_nothing_trained_on(evaluator, collection, generator, held_out):
+    found = evaluate(evaluator, collection, {"": generator}, held_out, [], prompt_batches=1)
     assert set(found.rows) == {
         methods.BASE,
         methods.GENERATED,
@@ -168,10 +174,10 @@ def test_nothing_trained_on(examiner, collection, generator, held_out):
     }
 
 
-def test_generators_side_by_side(examiner, collection, generator, held_out, trained_on):
+def test_generators_side_by_side(evaluator, collection, generator, held_out, trained_on):
     other = Generator.from_pretrained(DEMO_MODELS / "generator-mse", encoder=generator.encoder)
     found = evaluate(
-        examiner,
+        evaluator,
         collection,
         {"mse": other, "mse+sft": generator},
         held_out,
@@ -180,7 +186,7 @@ def test_generators_side_by_side(examiner, collection, generator, held_out, trai
     )
     for label, each in (("mse", other), ("mse+sft", generator)):
         adapter = generate_adapter(each, held_out[0].examples, "prompt", 0)
-        expected = examiner.score(adapter, held_out[0])
+        expected = evaluator.score(adapter, held_out[0])
         assert found.rows[f"generated, {label}"][held_out[0].name] == [expected]
 
 
@@ -211,7 +217,7 @@ def test_one_adapter_in_memory_equals_peft(base, collection, trained_on):
     model, _ = base
     adapter = last(collection, trained_on[0])
     ids = torch.arange(4, 20).view(2, 8)
-    with worn(model, adapter), torch.no_grad():
+    with with_adapter(model, adapter), torch.no_grad():
         found = model(ids).logits
     fresh, _ = load_base(str(DEMO_MODELS / "base"), str(DEMO_MODELS / "tokenizer"))
     with torch.no_grad():
@@ -223,13 +229,13 @@ def test_what_does_not_fit_is_refused(base, collection, generator, tiny_base, tr
     adapter = last(collection, trained_on[0])
     with (
         pytest.raises(InvalidInput, match="does not fit this Qwen2ForCausalLM: it changes"),
-        worn(tiny_base, adapter),
+        with_adapter(tiny_base, adapter),
     ):
         pass
     other = Generator.from_pretrained("demo", encoder=generator.encoder)
     other.layout.rank = 2
     with pytest.raises(InvalidInput, match="are for different adapters"):
-        evaluate(Examiner(*base, make_metric("exact")), collection, {"": other}, [], trained_on)
+        evaluate(Evaluator(*base, make_metric("exact")), collection, {"": other}, [], trained_on)
 
 
 @given(st.integers(1, 300), st.data())

@@ -22,7 +22,7 @@ from dnd_fast.train.evaluation.answers import (
     python_code,
     read_choice,
 )
-from dnd_fast.train.evaluation.metrics import Exam, Settings, complete, make_metric
+from dnd_fast.train.evaluation.metrics import EvalBatch, Settings, complete, make_metric
 from dnd_fast.train.evaluation.questions import Question, read_questions
 from dnd_fast.train.evaluation.sandbox import namespaces, succeeds
 
@@ -60,12 +60,12 @@ def test_complete_is_greedy_decoding(tokenizer):
     model = new_model()
     model.generation_config.update(repetition_penalty=5.0, do_sample=True, temperature=9.0)
     questions = (Question(PROMPTS[0], "x", SYSTEM), *(Question(p, "x") for p in PROMPTS[1:]))
-    said = complete(Exam(model, tokenizer, questions, Settings(batch=3)), 6)
+    said = complete(EvalBatch(model, tokenizer, questions, Settings(batch=3)), 6)
     assert said == [[greedy(model, tokenizer, q.prompt, q.system)] for q in questions]
 
 
 def test_samples_are_seeded_and_differ(model, tokenizer):
-    exam = Exam(model, tokenizer, (Question(PROMPTS[0], "x"),), Settings(temperature=2.0))
+    exam = EvalBatch(model, tokenizer, (Question(PROMPTS[0], "x"),), Settings(temperature=2.0))
     state = torch.get_rng_state()
     said = complete(exam, 6, samples=5)
     assert torch.equal(torch.get_rng_state(), state)

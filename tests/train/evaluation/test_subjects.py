@@ -12,7 +12,7 @@ from dnd_fast.cli.evaluate import evaluate
 from dnd_fast.demo.tasks import split_tasks
 from dnd_fast.generator import DEMO_MODELS
 from dnd_fast.train.evaluation import evaluate as methods
-from dnd_fast.train.evaluation.subjects import Subject
+from dnd_fast.train.evaluation.subjects import EvalTarget
 from dnd_fast.train.generator.run import FORMAT_VERSION
 
 from ..conftest import write_dataset
@@ -126,7 +126,7 @@ def test_a_generator_that_no_run_made(shared_collection, tests, collection, tmp_
 
 def test_names(collection, make_run, tmp_path):
     first, second, third, fourth = collection.names
-    subject = Subject.from_run(make_run("run", [third, fourth]))
+    subject = EvalTarget.from_run(make_run("run", [third, fourth]))
     assert subject.choose([]) == [third, fourth]
     assert subject.choose([first]) == [first]
     assert subject.choose(["*"]) == [third, fourth, first, second]
@@ -135,7 +135,7 @@ def test_names(collection, make_run, tmp_path):
     with pytest.raises(InvalidInput, match="--data nothing: there is only"):
         subject.choose(["nothing"])
     with pytest.raises(InvalidInput, match="nothing was held out in training"):
-        Subject.from_run(make_run("all", [])).choose([])
+        EvalTarget.from_run(make_run("all", [])).choose([])
 
 
 def test_prompts_of_a_data_set_that_was_never_collected(make_run, tests, collection, tmp_path):
@@ -157,7 +157,7 @@ def test_prompts_of_a_data_set_that_was_never_collected(make_run, tests, collect
 
 def test_the_run_s_condition_form_counts(make_run, collection):
     run = make_run("run", collection.names[:1], form="answer")
-    assert Subject.from_run(run).form == "answer"
+    assert EvalTarget.from_run(run).form == "answer"
 
 
 def test_what_is_refused(make_run, tests, collection, shared_collection, tmp_path):
@@ -183,14 +183,14 @@ def test_damaged_and_unfinished_runs(make_run, collection):
     run = make_run("unfinished", collection.names[:1])
     shutil.rmtree(run / "generator")
     with pytest.raises(InvalidInput, match="is not finished: run the same dnd-fast train again"):
-        Subject.from_run(run)
+        EvalTarget.from_run(run)
     with pytest.raises(InvalidInput, match="format version 99"):
-        Subject.from_run(make_run("newer", [], format_version=99))
+        EvalTarget.from_run(make_run("newer", [], format_version=99))
     with pytest.raises(InvalidInput, match="lacks 'gone', which"):
-        Subject.from_run(make_run("gone", [], trained_on=["gone"]))
+        EvalTarget.from_run(make_run("gone", [], trained_on=["gone"]))
     with pytest.raises(FileNotFoundError, match="is no collection"):
-        Subject.from_run(make_run("moved", [], collection="/nowhere"))
+        EvalTarget.from_run(make_run("moved", [], collection="/nowhere"))
     damaged = make_run("damaged", [])
     (damaged / "run.json").write_text(json.dumps({"format_version": FORMAT_VERSION}))
     with pytest.raises(InvalidInput, match=r"run.json is damaged: there is no 'recipe'"):
-        Subject.from_run(damaged)
+        EvalTarget.from_run(damaged)

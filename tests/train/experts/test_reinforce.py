@@ -12,7 +12,7 @@ from dnd_fast import InvalidInput
 from dnd_fast.demo.tasks import Task
 from dnd_fast.files import read_safetensors
 from dnd_fast.generator import DEMO_MODELS
-from dnd_fast.lora.batched import encode, respond
+from dnd_fast.lora.batched import encode, generate_responses
 from dnd_fast.svf.expert import DecomposedModel, Expert
 from dnd_fast.text.datasets import Example
 from dnd_fast.train.experts.reinforce import (
@@ -174,7 +174,7 @@ def test_greedy_samples_are_what_generation_gives(base, tokenizer, examples):
         max_new_tokens=24,
     )
     texts = tokenizer.batch_decode([ids[start:] for ids, start in said], skip_special_tokens=True)
-    assert texts == respond(base, tokenizer, [[e.prompt for e in examples[:6]]])[0]
+    assert texts == generate_responses(base, tokenizer, [[e.prompt for e in examples[:6]]])[0]
     assert all(each.ids[-1] == tokenizer.eos_token_id for each in said)
 
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from toy import new_trainer
 
-from dnd_fast.train.generator.distributed import World, whole_weights
+from dnd_fast.train.generator.distributed import DistributedContext, whole_weights
 
 torch.set_num_threads(1)
 
@@ -37,13 +37,13 @@ def train(folder, result, world, stop=None, **options):
     trainer.held_out = (trainer.sources, trainer.pairing)
     records, scores = [], []
 
-    def stepped(record):
+    def on_step_end(record):
         records.append((record.loss, record.learning_rate, record.gradient_norm))
         if record.step == stop:
             raise Stop
 
-    trainer.stepped = stepped
-    trainer.evaluated = lambda step, loss: scores.append(loss)
+    trainer.on_step_end = on_step_end
+    trainer.on_evaluate = lambda step, loss: scores.append(loss)
     try:
         trainer.fit()
     except Stop:
@@ -68,7 +68,7 @@ def two_processes(*args, **options):
                 "MASTER_PORT": str(port),
             }
             try:
-                world = World.start()
+                world = DistributedContext.start()
                 train(*args, world, **options)
                 world.end()
             except BaseException:
@@ -98,21 +98,21 @@ def main(folder):
     two_processes(None, folder / "accumulated-result", micro_batch=1, **every)
     # Begun with one kind of processes, gone on with another.
     two_processes(folder / "mixed", None, shard=True, stop=5, **every)
-    train(folder / "mixed", None, World(), stop=9, **every)
+    train(folder / "mixed", None, DistributedContext(), stop=9, **every)
     two_processes(folder / "mixed", folder / "mixed-result", **every)
-    train(folder / "one", folder / "one-result", World(), **every)
+    train(folder / "one", folder / "one-result", DistributedContext(), **every)
 
 
 def die(folder):
     """Under torchrun: the second process is killed after three steps."""
     trainer = new_trainer(folder)
-    trainer.world = World.start()
+    trainer.world = DistributedContext.start()
 
-    def stepped(record):
+    def on_step_end(record):
         if record.step == 3 and trainer.world.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    trainer.stepped = stepped
+    trainer.on_step_end = on_step_end
     trainer.fit()
 
 

@@ -27,12 +27,12 @@ def run(folder, stop=None, **options):
     trainer = new_trainer(folder, **options)
     trainer.seen = []
 
-    def stepped(record):
+    def on_step_end(record):
         trainer.seen.append(record.step)
         if record.step == stop:
             raise Stopped
 
-    trainer.stepped = stepped
+    trainer.on_step_end = on_step_end
     try:
         trainer.fit()
     except Stopped:
@@ -66,8 +66,8 @@ def test_a_finished_run_is_not_trained_again(tmp_path, whole):
     run(tmp_path)
     done = []
     trainer = new_trainer(tmp_path)
-    trainer.phase_done = done.append
-    trainer.stepped = lambda record: pytest.fail("it went on")
+    trainer.on_phase_end = done.append
+    trainer.on_step_end = lambda record: pytest.fail("it went on")
     trainer.fit()
     assert equal(trainer, whole)
     assert done == [1]  # in case that was left undone

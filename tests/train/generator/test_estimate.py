@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dnd_fast import Generator, InvalidInput, Recipe
 from dnd_fast.decoder.planning import training_plan
 from dnd_fast.generator import GeneratorConfig
-from dnd_fast.lora.batched import Encoded
+from dnd_fast.lora.batched import TokenizedExample
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Phase
-from dnd_fast.train.generator.data import Source
+from dnd_fast.train.generator.data import TaskData
 from dnd_fast.train.generator.estimate import check_fit, estimate, fit_passes
 from dnd_fast.train.generator.pairs import Pairing
-from dnd_fast.train.generator.trainer import Options, Trainer
+from dnd_fast.train.generator.trainer import Trainer, TrainerConfig
 
 BATCH, TOKENS = 4, 12
 LENGTH = 160
@@ -67,8 +67,8 @@ def allocated(recipe, phase, options, path):
         texts = [torch.randn(LENGTH, 384).half()] * 4
         targets = torch.randn(1, *shape)
         # Every position but the first is the response's, as in an estimate.
-        examples = [Encoded([1] * (TOKENS + 1), 1)]
-        source = Source("x", (texts,), targets, examples)
+        examples = [TokenizedExample([1] * (TOKENS + 1), 1)]
+        source = TaskData("x", (texts,), targets, examples)
         Trainer(
             decoder,
             generator.layout,
@@ -96,9 +96,9 @@ def allocated(recipe, phase, options, path):
 @pytest.mark.parametrize(
     ("phase", "options"),
     [
-        (LARGE, Options()),
-        (MSE, Options(bf16=True, micro_batch=2, checkpointing=True)),
-        (SFT, Options()),
+        (LARGE, TrainerConfig()),
+        (MSE, TrainerConfig(bf16=True, micro_batch=2, checkpointing=True)),
+        (SFT, TrainerConfig()),
     ],
     ids=["large", "bfloat16", "sft"],
 )
@@ -111,7 +111,7 @@ def test_within_ten_percent_of_the_allocators_count(recipe, tmp_path, phase, opt
 def test_the_7b_recipe_fits_one_gpu_of_141_gb():
     """With its batch of 48 in passes of one, the slowest that there is, there is room to spare."""
     recipe = Recipe.load("coding-7b")
-    (found,) = check_fit(recipe, Options(bf16=True, micro_batch=1), memory=141e9)
+    (found,) = check_fit(recipe, TrainerConfig(bf16=True, micro_batch=1), memory=141e9)
     assert recipe.phases[0].batch == 48
     assert found.weights == 4 * (1_936_310_072 + 26624 * 1000 + 1000 + 1000 * 1000 + 1000)
     assert found.optimizer == 2 * found.weights == 2 * found.gradients
@@ -125,11 +125,13 @@ def test_passes_become_as_large_as_fits(recipe):
     recipe = dataclasses.replace(recipe, phases=(phase,))
 
     def chosen(total, options=None):
-        found = fit_passes(recipe, options or Options(), memory=total / 0.95 + 1, device="cpu")
+        found = fit_passes(
+            recipe, options or TrainerConfig(), memory=total / 0.95 + 1, device="cpu"
+        )
         return found.micro_batch
 
     totals = {
-        size: estimate(recipe, phase, Options(micro_batch=size), device="cpu").total
+        size: estimate(recipe, phase, TrainerConfig(micro_batch=size), device="cpu").total
         for size in (1, 2, 4)
     }
     assert totals[1] < totals[2] < totals[4]
@@ -137,34 +139,38 @@ def test_passes_become_as_large_as_fits(recipe):
     assert chosen(totals[4] - 1e3) == 2
     assert chosen(totals[2] - 1e3) == 1
     assert chosen(0.5 * totals[1]) is None
-    assert chosen(totals[4], Options(micro_batch=1)) == 1
+    assert chosen(totals[4], TrainerConfig(micro_batch=1)) == 1
 
 
 def test_what_does_not_fit_is_refused_with_what_would(recipe):
     """Every piece of advice is one that the estimate itself accepts."""
     phases = (dataclasses.replace(MSE, batch=2),)
     recipe = dataclasses.replace(recipe, phases=phases)
-    needed = estimate(recipe, phases[0], Options(), device="cpu").total
+    needed = estimate(recipe, phases[0], TrainerConfig(), device="cpu").total
 
     def advice(share, options=None, **others):
         with pytest.raises(InvalidInput, match=r"needs .* GB on each of") as caught:
             check_fit(
-                recipe, options or Options(), memory=share * needed / 0.95, device="cpu", **others
+                recipe,
+                options or TrainerConfig(),
+                memory=share * needed / 0.95,
+                device="cpu",
+                **others,
             )
         return str(caught.value).rpartition("; ")[2].removesuffix(".")
 
     smallest = estimate(
-        recipe, phases[0], Options(micro_batch=1, checkpointing=True), device="cpu"
+        recipe, phases[0], TrainerConfig(micro_batch=1, checkpointing=True), device="cpu"
     ).total
     for share in (0.99, 1.01 * smallest / needed, 0.99 * smallest / needed):
         words = advice(share).removeprefix("this would fit: ")
         micro_batch = re.search(r"--micro-batch (\d+)", words)
-        options = Options(
+        options = TrainerConfig(
             micro_batch=int(micro_batch[1]) if micro_batch else None,
             checkpointing="--checkpointing" in words,
             optimizer="adamw8bit" if "adamw8bit" in words else "adamw",
         )
         assert estimate(recipe, phases[0], options, device="cpu").total <= share * needed
     assert "adamw8bit" in words
-    assert "GPUs with --shard" in advice(share, Options(shard=True))
+    assert "GPUs with --shard" in advice(share, TrainerConfig(shard=True))
     assert advice(0.01) == "no option of this command makes it fit"

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from dnd_fast import InvalidInput
 from dnd_fast.recipe import Phase
 from dnd_fast.text.datasets import Example
-from dnd_fast.train.generator.distributed import World
+from dnd_fast.train.generator.distributed import DistributedContext
 from dnd_fast.train.generator.pairs import Pairing, condition_texts
-from dnd_fast.train.generator.trainer import Options
+from dnd_fast.train.generator.trainer import TrainerConfig
 
 sizes = st.lists(
     st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 30)), min_size=1, max_size=6
@@ -113,12 +113,18 @@ def test_processes_and_micro_batches_share_out_the_same_batch(world, passes, siz
 
     phase = Phase("mse", 100, 1e-3, world * passes * size)
     pairing = make([(40, 9, 30)] * 3)
-    options = Options(micro_batch=size)
+    options = TrainerConfig(micro_batch=size)
     assert options.pass_size(phase, world) == size
     positions = []
     for rank in range(world):
         batches = MicroBatches(
-            [], pairing, phase, length=1, world=World(rank, world), size=size, first_step=7
+            [],
+            pairing,
+            phase,
+            length=1,
+            world=DistributedContext(rank, world),
+            size=size,
+            first_step=7,
         )
         assert batches.per_step == passes
         for turn in range(passes):
@@ -129,6 +135,6 @@ def test_processes_and_micro_batches_share_out_the_same_batch(world, passes, siz
 def test_uneven_shares_are_refused():
     phase = Phase("mse", 1, 1e-3, 12)
     with pytest.raises(InvalidInput, match="batch of 12 cannot be shared out evenly to 5"):
-        Options().pass_size(phase, 5)
+        TrainerConfig().pass_size(phase, 5)
     with pytest.raises(InvalidInput, match="micro_batch=4 does not divide the 6 adapters"):
-        Options(micro_batch=4).pass_size(phase, 2)
+        TrainerConfig(micro_batch=4).pass_size(phase, 2)

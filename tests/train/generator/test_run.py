@@ -20,8 +20,8 @@ from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.adapters.statistics import fit_layout
 from dnd_fast.train.generator.embedding_cache import EMBEDDINGS_FILE, embed_texts
 from dnd_fast.train.generator.log import Log
-from dnd_fast.train.generator.run import Setup, find_names, train_run
-from dnd_fast.train.generator.trainer import Options, Record
+from dnd_fast.train.generator.run import RunConfig, find_names, train_run
+from dnd_fast.train.generator.trainer import StepMetrics, TrainerConfig
 
 MSE = Phase("mse", 3, 1e-3, 2)
 SFT = Phase("sft", 2, 1e-3, 2, examples=2)
@@ -39,7 +39,7 @@ def held_out(collection):
 
 @pytest.fixture
 def setup(held_out):
-    return Setup(RECIPE, (held_out,), options=Options(save_every=1, evaluate_every=2))
+    return RunConfig(RECIPE, (held_out,), options=TrainerConfig(save_every=1, evaluate_every=2))
 
 
 def weights(folder):
@@ -59,7 +59,7 @@ def test_a_run(setup, collection, encoder, tmp_path, held_out):
         collection,
         out,
         encoder=encoder,
-        stepped=records.append,
+        on_step_end=records.append,
         progress=lambda stage, done, total: stages.append((stage, done, total)),
     )
     assert [(r.step, r.objective, r.done, r.steps) for r in records] == [
@@ -104,13 +104,15 @@ def test_a_run_goes_on_where_it_was_stopped(setup, collection, encoder, tmp_path
     train_run(setup, collection, tmp_path / "whole", encoder=encoder)
     for stop in (1, 3, 4):
 
-        def stepped(record, stop=stop):
+        def on_step_end(record, stop=stop):
             if record.step == stop + 1:
                 raise Stopped
 
         with pytest.raises(Stopped):
-            train_run(setup, collection, tmp_path / "broken", encoder=encoder, stepped=stepped)
-    options = Options(save_every=2, evaluate_every=2)
+            train_run(
+                setup, collection, tmp_path / "broken", encoder=encoder, on_step_end=on_step_end
+            )
+    options = TrainerConfig(save_every=2, evaluate_every=2)
     changed = dataclasses.replace(setup, options=options)
     assert train_run(changed, collection, tmp_path / "broken", encoder=encoder)
     for name in ("generator", "generator-mse"):
@@ -132,7 +134,7 @@ def test_the_best_generator_is_kept_too(
     planted = iter(losses)
     monkeypatch.setattr("dnd_fast.train.generator.trainer.Loss.mean", lambda *args: next(planted))
     recipe = dataclasses.replace(RECIPE, phases=(MSE,))
-    changed = dataclasses.replace(setup, recipe=recipe, options=Options(evaluate_every=1))
+    changed = dataclasses.replace(setup, recipe=recipe, options=TrainerConfig(evaluate_every=1))
     assert train_run(changed, collection, tmp_path / "run", encoder=encoder)
     assert (tmp_path / "run" / "generator-best").is_dir() == (best is not None)
     for name, step in (("generator", 3), ("generator-best", best)):
@@ -146,7 +148,7 @@ def test_the_best_generator_is_kept_too(
 def test_other_forms_of_condition(setup, collection, encoder, tmp_path, form, per_data_set):
     recipe = dataclasses.replace(RECIPE, phases=(MSE,))
     changed = dataclasses.replace(
-        setup, recipe=recipe, form=form, strategy="x<-x", candidates=8, options=Options()
+        setup, recipe=recipe, form=form, strategy="x<-x", candidates=8, options=TrainerConfig()
     )
     assert train_run(changed, collection, tmp_path / "run", encoder=encoder)
     assert len(list((tmp_path / "run" / "cache").iterdir())) == 3 * per_data_set
@@ -168,7 +170,7 @@ def test_what_cannot_work_is_refused_first(setup, collection, encoder, tmp_path)
     refused("are held out: none is left", everything)
     all_of_24 = dataclasses.replace(setup, strategy="x<-x")
     refused("Give --candidates 8", all_of_24)
-    options = Options(micro_batch=3)
+    options = TrainerConfig(micro_batch=3)
     refused("micro_batch=3 does not divide", dataclasses.replace(setup, options=options))
 
 
@@ -221,8 +223,8 @@ def test_trackers_get_every_number(tmp_path, monkeypatch):
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Tracker)
     monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["tensorboard"])
     log = Log(tmp_path / "log.jsonl", ["tensorboard"])
-    log.stepped(Record(3, "mse", 3, 9, 0.5, 1e-3, 2.0, 0.1))
-    log.evaluated(3, 0.7)
+    log.on_step_end(StepMetrics(3, "mse", 3, 9, 0.5, 1e-3, 2.0, 0.1))
+    log.on_evaluate(3, 0.7)
     log.finish()
     assert seen == [
         (tmp_path.name, tmp_path),

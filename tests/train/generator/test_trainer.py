@@ -8,12 +8,12 @@ import torch
 from torch.nn.functional import conv2d
 
 from dnd_fast import InvalidInput
-from dnd_fast.lora.batched import Batch, Encoded, adapter_losses, collate
+from dnd_fast.lora.batched import Batch, TokenizedExample, adapter_losses, collate
 from dnd_fast.svf.expert import DecomposedModel
 from dnd_fast.svf.layout import ExpertLayout
 from dnd_fast.train.generator import losses as objectives
-from dnd_fast.train.generator.data import MicroBatches, disturb, pad_conditions
-from dnd_fast.train.generator.distributed import World
+from dnd_fast.train.generator.data import MicroBatches, add_noise_and_dropout, pad_conditions
+from dnd_fast.train.generator.distributed import DistributedContext
 from dnd_fast.train.generator.trainer import learning_rate
 
 from .toy import DATA_SETS, MSE, SFT, new_base, new_trainer, same
@@ -28,7 +28,7 @@ def weights(trainer):
 def fitted(*args, **options):
     trainer = new_trainer(*args, **options)
     records = []
-    trainer.stepped = records.append
+    trainer.on_step_end = records.append
     trainer.fit()
     return weights(trainer), records
 
@@ -38,7 +38,7 @@ def test_the_loss_of_experts_is_that_of_merged_ones():
     layout = ExpertLayout.for_base(base)
     torch.manual_seed(0)
     tokens = 1 + 0.3 * torch.randn(2, layout.num_tokens, *layout.token_shape)
-    examples = [Encoded(torch.randint(32, (6 + i,)).tolist(), 3) for i in range(6)]
+    examples = [TokenizedExample(torch.randint(32, (6 + i,)).tolist(), 3) for i in range(6)]
     batch = collate(examples).view(2, 3)
     with objectives.sft(base, layout, tokens.requires_grad_(), batch) as loss:
         loss.backward()
@@ -92,7 +92,7 @@ def test_steps_are_those_of_a_plain_loop():
         optimizer.step()
         losses.append(loss.item())
     records = []
-    trainer.stepped = records.append
+    trainer.on_step_end = records.append
     trainer.fit()
     assert [record.loss for record in records] == pytest.approx(losses, rel=1e-5)
     assert max(record.gradient_norm for record in records) > phase.clip  # it was clipped
@@ -103,13 +103,15 @@ def test_steps_are_those_of_a_plain_loop():
 def test_the_sft_loss_is_the_base_models():
     trainer = new_trainer(phases=[SFT])
     records = []
-    trainer.stepped = records.append
+    trainer.on_step_end = records.append
     trainer.fit()
     twin = new_trainer()
-    batches = MicroBatches(twin.sources, twin.pairing, SFT, length=6, world=World(), size=SFT.batch)
+    batches = MicroBatches(
+        twin.sources, twin.pairing, SFT, length=6, world=DistributedContext(), size=SFT.batch
+    )
     batch = batches[0]
     condition = pad_conditions(batch, (3, 6, 8))
-    disturb(condition, None, batch.pairs, SFT)
+    add_noise_and_dropout(condition, None, batch.pairs, SFT)
     adapters = twin.layout.detokenize(twin.decoder(condition))
     chosen = [twin.sources[pair.dataset].examples[i] for pair in batch.pairs for i in pair.examples]
     expected = adapter_losses(twin.base, adapters, 2.0, collate(chosen).view(SFT.batch, -1)).mean()
@@ -125,7 +127,7 @@ def test_it_learns(phase):
         trainer.pairing, checkpoints=(1,) * DATA_SETS, candidates=(1,) * DATA_SETS
     )
     records = []
-    trainer.stepped = records.append
+    trainer.on_step_end = records.append
     trainer.fit()
     assert records[-1].loss < (0.3 if phase.objective == "mse" else 0.96) * records[0].loss
 
@@ -153,10 +155,10 @@ def test_noise_and_dropout_are_each_pairs_own():
 
     def disturbed(size, index):
         batch = MicroBatches(
-            trainer.sources, trainer.pairing, phase, length=6, world=World(), size=size
+            trainer.sources, trainer.pairing, phase, length=6, world=DistributedContext(), size=size
         )[index]
         condition, target = torch.ones(size, 3, 600, 8), batch.targets.clone()
-        disturb(condition, target, batch.pairs, phase)
+        add_noise_and_dropout(condition, target, batch.pairs, phase)
         return condition, target - batch.targets
 
     condition, noise = disturbed(4, 0)

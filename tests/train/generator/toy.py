@@ -6,13 +6,13 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dnd_fast.decoder.model import HyperConvDecoder
-from dnd_fast.lora.batched import Encoded
+from dnd_fast.lora.batched import TokenizedExample
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Phase
 from dnd_fast.train.generator.checkpoints import Checkpoints
-from dnd_fast.train.generator.data import Source
+from dnd_fast.train.generator.data import TaskData
 from dnd_fast.train.generator.pairs import Pairing
-from dnd_fast.train.generator.trainer import Options, Trainer
+from dnd_fast.train.generator.trainer import Trainer, TrainerConfig
 
 CONFIG = Qwen2Config(
     vocab_size=32,
@@ -43,8 +43,8 @@ def new_trainer(folder=None, phases=(MSE, SFT), *, seed=0, keep=2, save_every=2,
     sources = []
     for index in range(DATA_SETS):
         texts = [torch.randn(2 + (index + each) % 5, 8).half() for each in range(TEXTS)]
-        examples = [Encoded(torch.randint(32, (6,)).tolist(), 3) for _ in range(5)]
-        sources.append(Source(f"data-{index}", (texts,), targets[index], examples))
+        examples = [TokenizedExample(torch.randint(32, (6,)).tolist(), 3) for _ in range(5)]
+        sources.append(TaskData(f"data-{index}", (texts,), targets[index], examples))
     decoder = HyperConvDecoder([[3, 6, 8], [8, 4, 8], shape], 3)
     decoder.criterion_weight = torch.linspace(0.5, 1.5, layout.num_tokens).view(1, -1, 1, 1)
     pairing = Pairing(seed, 3, (TEXTS,) * DATA_SETS, (ADAPTERS,) * DATA_SETS, (5,) * DATA_SETS)
@@ -55,7 +55,7 @@ def new_trainer(folder=None, phases=(MSE, SFT), *, seed=0, keep=2, save_every=2,
         pairing,
         phases,
         base=new_base(),
-        options=Options(save_every=save_every, **options),
+        options=TrainerConfig(save_every=save_every, **options),
         checkpoints=Checkpoints(Path(folder), keep) if folder else None,
     )
 
