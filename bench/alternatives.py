@@ -56,7 +56,8 @@ from dnd_fast.cli.console import progress_bars
 from dnd_fast.demo.exam import EXAM_SIZE, exam
 from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED, Progress
 from dnd_fast.demo.tasks import Example, Task, split_tasks
-from dnd_fast.generator import DEMO_MODELS, Generator
+from dnd_fast.generator import Generator
+from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.kernels.device import device_name
 from dnd_fast.lora.batched import IGNORE_INDEX, Batch, TokenizedExample, encode
 from dnd_fast.lora.layout import TokenLayout

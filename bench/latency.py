@@ -57,7 +57,8 @@ from dnd_fast.bench.harness.timing import (
 from dnd_fast.cli.console import Weights
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_file
-from dnd_fast.generator import Generator, GeneratorConfig
+from dnd_fast.generator import Generator
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.kernels.device import DeviceProfile, calibrate
 from dnd_fast.kernels.planner.cost_model import DecoderPlan
 from dnd_fast.lora.adapter import Adapter

@@ -33,7 +33,7 @@ from dnd_fast.bench.harness.timing import console
 from dnd_fast.cli.console import Weights
 from dnd_fast.decoder.model import HyperConvDecoder
 from dnd_fast.files import atomic_file, read_json, write_json
-from dnd_fast.generator import GeneratorConfig
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.kernels.device import calibrate, device_name
 from dnd_fast.kernels.planner.cost_model import plan_decoder
 from dnd_fast.kernels.triton import block as triton_block

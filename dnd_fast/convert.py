@@ -15,7 +15,8 @@ from dnd_fast.decoder.length_projection import LengthProjection
 from dnd_fast.decoder.model import HyperConvDecoder
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import check_weights, read_safetensors
-from dnd_fast.generator import Generator, GeneratorConfig
+from dnd_fast.generator import Generator
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.recipe import DecoderSpec, Recipe
 
 # The published names of a block's parameters, and ours.

@@ -2,74 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, Literal, cast, overload
 
 import torch
-from huggingface_hub import ModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
+from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
+from dnd_fast.decoder.host_buffer import HostBuffer
 from dnd_fast.decoder.length_projection import LengthProjection
-from dnd_fast.decoder.model import HyperConvDecoder, Impl
-from dnd_fast.decoder.planning import plan_for
+from dnd_fast.decoder.model import HyperConvDecoder
+from dnd_fast.decoder.on_demand import PreparedOnDemand, prepare
+from dnd_fast.decoder.planning import WeightChoice, one_pass
+from dnd_fast.decoder.prepared import PreparedDecoder
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import (
     atomic_folder,
     check_weights,
-    read_json,
     read_safetensors,
     write_json,
     write_safetensors,
 )
-from dnd_fast.kernels.planner.cost_model import DecoderPlan, Weights
+from dnd_fast.generator_config import CONFIG_FILE, WEIGHTS_FILE, GeneratorConfig, find_files
+from dnd_fast.kernels.conv2d import Impl
+from dnd_fast.kernels.planner.cost_model import DecoderPlan
 from dnd_fast.lora.adapter import Adapter
-from dnd_fast.lora.layout import TokenLayout
-from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
 from dnd_fast.svf.layout import layout_from_dict
 from dnd_fast.text.encoder import TextEncoder, move
 from dnd_fast.text.prompts import read_prompts, sample_prompts
 
 logger = logging.getLogger(__name__)
-DEMO_MODELS = Path(__file__).parent / "demo" / "models"
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class GeneratorConfig:
-    """The content of a generator's ``config.json``."""
-
-    condition: ConditionSpec
-    decoder: DecoderSpec
-    layout: dict[str, Any]
-    format_version: int = FORMAT_VERSION
-
-    @classmethod
-    def from_recipe(cls, recipe: Recipe) -> GeneratorConfig:
-        """Derive the layout from the recipe's base model.
-
-        Raises:
-            InvalidInput: the base's config is unknown to transformers, or unusable.
-        """
-        from transformers import AutoConfig
-
-        try:
-            base = AutoConfig.for_model(**recipe.base.config)
-            layout = TokenLayout.for_model(
-                base, recipe.lora.rank, lora_alpha=recipe.lora.alpha, scale=recipe.lora.scale
-            )
-        except (TypeError, ValueError, StrictDataclassError) as error:
-            raise InvalidInput(f"recipe {recipe.name}: the base's config: {error}") from error
-        layout.base_model = recipe.base.id
-        return cls(recipe.condition, recipe.decoder, layout.to_dict())
+Device = str | torch.device
 
 
 class Generator(
@@ -82,6 +51,8 @@ class Generator(
     """Condition, decoder and layout together.
 
     The text encoder is frozen, is loaded when first needed, and is not part of the saved weights.
+    The decoder is prepared for its device when an adapter is first generated, and again when
+    weights, device or dtype have changed since.
 
     Args:
         config: what to build; weights are random until trained or loaded.
@@ -115,6 +86,8 @@ class Generator(
             )
         self._encoder = encoder
         self.timings: dict[str, float] = {}
+        self._ready = PreparedOnDemand()
+        self._host_buffer = HostBuffer()
         first, last = self.decoder.features[0], self.decoder.features[-1]
         wanted = (condition.prompts, condition.projected_length or condition.length)
         if first[:2] != wanted:
@@ -170,41 +143,75 @@ class Generator(
         return hidden.unflatten(0, (len(tasks), spec.prompts))
 
     def prepare(
-        self, *, batch: int = 1, memory: float | None = None, weights: Weights = "cached"
-    ) -> DecoderPlan:
-        """Plan the decoder's convolutions for its device, and follow the plan from now on.
+        self,
+        plan: DecoderPlan | Literal["auto", "direct", "fft"] = "auto",
+        *,
+        batch: int = 1,
+        memory: float | None = None,
+        weights: WeightChoice = "auto",
+        impl: Impl = "auto",
+        compile: bool = False,
+    ) -> PreparedDecoder:
+        """Choose how adapters are generated from now on, and get ready for it.
 
-        On an NVIDIA GPU weights and the layout's statistics are taken as they are now.
+        Without this call the first :meth:`generate` does it with the defaults.
 
         Args:
-            batch: tasks per pass.
-            memory: bytes that the decoder may take; see :func:`dnd_fast.decoder.planning.plan_for`.
-            weights: see :meth:`dnd_fast.decoder.model.HyperConvDecoder.set_plan`.
+            memory: bytes that preparing and a pass may take beside the generator's own weights; by
+                default those of the environment variable ``DND_FAST_MEMORY`` (``8e9``, ``8GB``),
+                else half of the device's free memory.
+            plan, batch, weights, impl, compile: see
+                :meth:`dnd_fast.decoder.model.HyperConvDecoder.prepare`.
+
+        Returns:
+            The prepared decoder, whose ``describe()`` says what will run.
 
         Raises:
-            InvalidInput: nothing fits into ``memory``, or ``weights`` is unknown.
+            InvalidInput: nothing fits into ``memory``, an implementation that was named cannot run,
+                the plan is for another decoder, or a word is unknown.
         """
-        plan = plan_for(self.decoder, batch=batch, memory=memory, weights=weights)
-        self.decoder.set_plan(plan)
-        targets = self.layout.targets(self.device)
-        if self.decoder.make_engine(None if targets.border else targets):
-            logger.info("the decoder runs on the Triton kernels")
-        return plan
+        return self._ready.prepare(
+            self.decoder,
+            self.layout,
+            self._prepared_from(),
+            plan=plan,
+            batch=batch,
+            memory=memory,
+            weights=weights,
+            impl=impl,
+            compile=compile,
+        )
+
+    @property
+    def prepared(self) -> PreparedDecoder:
+        """The decoder, ready to run; prepared now if it is not, or no longer."""
+        return self._ready.get(self.decoder, self.layout, self._prepared_from())
+
+    def _prepared_from(self) -> list[Tensor]:
+        statistics = (self.layout.mean, self.layout.std)
+        return [*self.decoder.parameters(), *(each for each in statistics if each is not None)]
 
     def forward(self, condition: Tensor) -> Tensor:
         """``[B, N, L, C]`` float32 embeddings -> ``[B, Nw, Lw, Cw]`` tokens; differentiable."""
         return self.decoder(condition.to(self.decoder.dtype))
 
     @overload
-    def generate(self, prompts: str | os.PathLike[str], *, seed: int = 0) -> Adapter: ...
-    @overload
-    def generate(self, prompts: list[str], *, seed: int = 0) -> Adapter: ...
-    @overload
-    def generate(self, prompts: list[list[str]], *, seed: int = 0) -> list[Adapter]: ...
-
-    @torch.no_grad()
     def generate(
-        self, prompts: str | os.PathLike[str] | list[str] | list[list[str]], *, seed: int = 0
+        self, prompts: str | os.PathLike[str], *, seed: int = 0, device: Device = "cpu"
+    ) -> Adapter: ...
+    @overload
+    def generate(self, prompts: list[str], *, seed: int = 0, device: Device = "cpu") -> Adapter: ...
+    @overload
+    def generate(
+        self, prompts: list[list[str]], *, seed: int = 0, device: Device = "cpu"
+    ) -> list[Adapter]: ...
+
+    def generate(
+        self,
+        prompts: str | os.PathLike[str] | list[str] | list[list[str]],
+        *,
+        seed: int = 0,
+        device: Device = "cpu",
     ) -> Adapter | list[Adapter]:
         """Generate an adapter for a task from its unlabelled prompts.
 
@@ -213,31 +220,38 @@ class Generator(
                 ``.jsonl`` file with the key ``prompt``. Or a list of such lists: several tasks,
                 decoded in one batched forward pass.
             seed: of the choice among more prompts than the generator takes. The same prompts and
-                seed give the same adapter, bit by bit, on the same machine.
+                seed give the same adapter, bit by bit, on the same machine with the same plan.
+            device: where the adapters' tensors shall be; those that stay on the generator's own
+                GPU need no copy.
 
         Returns:
-            One adapter, or one per task, in float32 on the CPU. With a layout of SVF experts
+            One adapter, or one per task, in float32. With a layout of SVF experts
             (:class:`dnd_fast.svf.layout.ExpertLayout`), experts.
 
         Raises:
             FileNotFoundError: there is no such file.
-            InvalidInput: prompts are missing, empty or of the wrong type, or ``seed`` is.
+            InvalidInput: prompts are missing, empty or of the wrong type, ``seed`` is, or the
+                device cannot be used.
         """
+        return self._generate(prompts, self.prepared, seed, device)
+
+    @torch.no_grad()
+    def _generate(
+        self,
+        prompts: str | os.PathLike[str] | list[str] | list[list[str]],
+        prepared: PreparedDecoder,
+        seed: int,
+        device: Device,
+    ) -> Adapter | list[Adapter]:
         several = isinstance(prompts, list) and any(isinstance(task, list) for task in prompts)
         tasks = [read_prompts(task) for task in cast(list, prompts if several else [prompts])]
         sampled = [sample_prompts(task, self.config.condition.prompts, seed) for task in tasks]
         clock = [time.perf_counter()]
         condition = self.encode(sampled)
         clock.append(self._synchronized_time())
-        engine = self.decoder.engine
-        if engine is not None and engine.targets is not None:
-            weights = engine.weights(condition.to(self.decoder.dtype))
-            clock.append(self._synchronized_time())
-            tensors = self.layout.unpack(weights.cpu())
-        else:
-            tokens = self(condition)
-            clock.append(self._synchronized_time())
-            tensors = self.layout.detokenize_to_cpu(tokens)
+        weights = prepared.weights(condition.to(prepared.dtype))
+        clock.append(self._synchronized_time())
+        tensors = self.layout.unpack(self._host_buffer.moved(weights, device))
         clock.append(time.perf_counter())
         self.timings = dict(
             zip(
@@ -268,11 +282,6 @@ class Generator(
         """
         if self.layout.scale == "static" and self.layout.mean is None:
             raise InvalidInput("the layout has no mean and std: call layout.fit() before saving.")
-        if any(block.transformed for block in self.decoder.blocks):
-            raise InvalidInput(
-                "the weights have been replaced by their transforms, which are not saved: load the "
-                "generator again."
-            )
         if kwargs.get("push_to_hub"):
             return super().save_pretrained(save_directory, **kwargs)
         with atomic_folder(save_directory) as folder:
@@ -313,46 +322,15 @@ class Generator(
         """
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise InvalidInput(f"dtype={dtype!r}: it must be a floating-point torch.dtype.")
-        name = str(pretrained_model_name_or_path)
-        folder = DEMO_MODELS / "generator" if name == "demo" else Path(name)
-        if name == "demo" and not folder.is_dir():
-            raise FileNotFoundError(
-                f"the embedded generator is missing at {folder}; install dnd-fast again, or "
-                "rebuild it: dnd-fast demo --retrain."
-            )
-        if folder.is_dir():
-            config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-            for file in (config_file, weights_file):
-                if not file.is_file():
-                    raise FileNotFoundError(f"{folder} is no generator: {file.name} is missing.")
-        else:
-            try:
-                config_file, weights_file = (
-                    Path(
-                        hf_hub_download(
-                            name,
-                            file,
-                            revision=revision,
-                            token=token,
-                            cache_dir=cache_dir,
-                            local_files_only=local_files_only,
-                            force_download=force_download,
-                        )
-                    )
-                    for file in (CONFIG_FILE, WEIGHTS_FILE)
-                )
-            except (HfHubHTTPError, HFValidationError, OSError) as error:
-                raise FileNotFoundError(
-                    f"there is no generator folder {name!r}, and the hub gives none: {error}"
-                ) from error
-        content = read_json(config_file)
-        version = content.get("format_version", FORMAT_VERSION)
-        if version != FORMAT_VERSION:
-            raise InvalidInput(
-                f"{config_file}: format version {version!r}; this dnd-fast reads "
-                f"{FORMAT_VERSION}. Update dnd-fast."
-            )
-        config = from_table(GeneratorConfig, content, str(config_file))
+        config_file, weights_file = find_files(
+            str(pretrained_model_name_or_path),
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        config = GeneratorConfig.read(config_file)
         try:
             with torch.device("meta"):
                 generator = cls(config, encoder=encoder)
@@ -393,6 +371,8 @@ def generate(
     *,
     device: str | torch.device | None = None,
     impl: Impl = "auto",
+    compile: bool = False,
+    memory: float | None = None,
     seed: int = 0,
 ) -> Adapter:
     """Prompts in, adapter out: the one-call form.
@@ -400,21 +380,31 @@ def generate(
     Args:
         prompts: a list of strings, or a ``.txt`` or ``.jsonl`` file; see
             :meth:`Generator.generate`.
-        generator: ``"demo"``, a folder, a hub id, or a loaded generator (keep one to call often).
-        device: where to run; by default where the generator is, a CUDA device if there is one.
-        impl: ``"auto"``, ``"triton"`` or ``"torch"``; see
-            :class:`dnd_fast.decoder.model.HyperConvDecoder`.
+        generator: ``"demo"``, a folder, a hub id, or a loaded generator (keep one to call often),
+            which is not changed.
+        device: where to run; by default where the generator is, and for one that is loaded here a
+            CUDA device if there is one.
+        impl, compile: how the decoder runs; see
+            :meth:`dnd_fast.decoder.model.HyperConvDecoder.prepare`.
+        memory: bytes that the decoder may take beside its weights; see :meth:`Generator.prepare`.
         seed: of the choice among the prompts.
+
+    Returns:
+        The adapter, in float32 on the CPU.
 
     Raises:
         FileNotFoundError: no such generator or file of prompts.
-        InvalidInput: unusable prompts, generator or ``impl``.
+        InvalidInput: unusable prompts, generator, device or ``impl``.
     """
+    options: dict[str, Any] = {"impl": impl, "compile": compile, "memory": memory}
     if not isinstance(generator, Generator):
         generator = Generator.from_pretrained(generator)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if impl != generator.decoder.impl:
-        generator.decoder.set_impl(impl)
-    if device is not None:
+        move(generator, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    elif device is not None and str(device) not in (generator.device.type, str(generator.device)):
+        generator = copy.deepcopy(generator)
         move(generator, device)
-    return generator.generate(prompts, seed=seed)
+    elif options == {"impl": "auto", "compile": False, "memory": None}:
+        return generator.generate(prompts, seed=seed)
+    options |= one_pass(generator.decoder)
+    prepared = prepare(generator.decoder, generator.layout, **options)
+    return cast(Adapter, generator._generate(prompts, prepared, seed, "cpu"))

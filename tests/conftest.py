@@ -18,7 +18,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dnd_fast import Generator, TextEncoder
 from dnd_fast.convert import load_decoder
-from dnd_fast.generator import GeneratorConfig
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.lora.target_modules import LoraModule
 from dnd_fast.recipe import ConditionSpec, DecoderSpec

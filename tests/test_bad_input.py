@@ -38,7 +38,7 @@ from dnd_fast.cli import main
 from dnd_fast.convert import RENAMED, load_decoder, load_generator
 from dnd_fast.decoder.length_projection import LengthProjection
 from dnd_fast.demo import show
-from dnd_fast.generator import GeneratorConfig
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.adapter import Adapter
 from dnd_fast.lora.layout import LoraModule
 from dnd_fast.recipe import RECIPES

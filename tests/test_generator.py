@@ -2,9 +2,11 @@
 
 import copy
 import json
+import logging
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from peft import PeftModel
 from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 
 import dnd_fast
-from dnd_fast import Generator, InvalidInput
-from dnd_fast.generator import GeneratorConfig
+from dnd_fast import Generator, HyperConvDecoder, InvalidInput
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.layout import TokenLayout
+from dnd_fast.lora.target_modules import LoraModule
 from dnd_fast.recipe import ConditionSpec, DecoderSpec
 
 PROMPTS = [f"reverse the word number {i}" for i in range(6)]
@@ -95,22 +98,129 @@ def test_embeddings_are_cached(tiny_generator, tmp_path, monkeypatch):
     assert torch.equal(tiny_generator.encode(tasks, cache=tmp_path), first)
 
 
-def test_prepared_generators_give_the_same_adapters(tiny_generator, tmp_path):
-    """Whatever the plan picks on this machine, and with the DFT everywhere."""
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"plan": "direct"},
+        {"plan": "fft"},
+        {"plan": "fft", "weights": "streamed"},
+        {"plan": "direct", "impl": "torch", "compile": True},
+    ],
+)
+def test_prepared_generators_give_the_same_adapters(tiny_generator, options, tmp_path):
     expected = tiny_generator.generate(PROMPTS).tensors
-    planned, forced = copy.deepcopy(tiny_generator), copy.deepcopy(tiny_generator)
-    planned.prepare()
-    forced.decoder.set_plan("fft", weights="cached")
-    for generator in (planned, forced):
-        for key, value in generator.generate(PROMPTS).tensors.items():
-            torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
-    with pytest.raises(InvalidInput, match="replaced by their transforms, which are not saved"):
-        forced.save_pretrained(tmp_path / "generator")
+    generator = copy.deepcopy(tiny_generator)
+    prepared = generator.prepare(**options)
+    assert generator.prepared is prepared
+    for key, value in generator.generate(PROMPTS).tensors.items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
+    generator.save_pretrained(tmp_path / "generator")  # its weights are still its own
 
 
-def test_generate_in_one_call(tiny_generator):
-    adapter = dnd_fast.generate(PROMPTS, tiny_generator, device="cpu", impl="torch")
-    assert adapter.config["r"] == tiny_generator.layout.rank
+def test_generating_prepares_once_and_again_after_a_change(tiny_generator, caplog):
+    """Transforms that were kept must not outlive the weights that they were made from."""
+    generator = copy.deepcopy(tiny_generator)
+    generator.prepare("fft", weights="cached")
+    before = generator.generate(PROMPTS).tensors
+    prepared = generator.prepared
+    assert generator.prepared is prepared
+    with torch.no_grad(), caplog.at_level(logging.INFO):
+        for parameter in generator.decoder.parameters():
+            parameter.add_(0.1)
+        assert generator.prepared is not prepared
+    assert not generator.prepared.plan.direct  # the options are still those that were chosen
+    assert "10 of 10 convolutions in the transform domain" in caplog.text
+    after = generator.generate(PROMPTS).tensors
+    assert any(not torch.equal(before[key], value) for key, value in after.items())
+    direct = copy.deepcopy(generator)
+    direct.prepare("direct")
+    for key, value in direct.generate(PROMPTS).tensors.items():
+        torch.testing.assert_close(value, after[key], rtol=1e-4, atol=1e-5)
+    prepared = generator.prepared
+    generator.layout.set_statistics(generator.layout.mean + 1, generator.layout.std)
+    assert generator.prepared is not prepared
+
+
+def test_many_threads_prepare_once(tiny_generator, monkeypatch):
+    generator = copy.deepcopy(tiny_generator)
+    count, prepare = [], HyperConvDecoder.prepare
+
+    def counted(*arguments, **options):
+        count.append(1)
+        return prepare(*arguments, **options)
+
+    monkeypatch.setattr(HyperConvDecoder, "prepare", counted)
+    with ThreadPoolExecutor(8) as pool:
+        all_prepared = list(pool.map(lambda _: generator.prepared, range(64)))
+    assert len(count) == 1
+    assert len(set(map(id, all_prepared))) == 1
+
+
+@pytest.mark.parametrize("text", ["8e9", "8GB", " 8 gb", "7.5GiB"])
+def test_a_budget_from_the_environment(tiny_generator, text, monkeypatch):
+    monkeypatch.setenv("DND_FAST_MEMORY", text)
+    copy.deepcopy(tiny_generator).generate(PROMPTS)
+    for wrong in ("much", "0", "-1", "8TBs"):
+        monkeypatch.setenv("DND_FAST_MEMORY", wrong)
+        with pytest.raises(InvalidInput, match=f"DND_FAST_MEMORY='{wrong}': expected a positive"):
+            copy.deepcopy(tiny_generator).generate(PROMPTS)
+
+
+def test_a_refused_preparation_changes_nothing(tiny_generator):
+    generator = copy.deepcopy(tiny_generator)
+    prepared = generator.prepare("fft")
+    with pytest.raises(InvalidInput, match="is too little for this decoder"):
+        generator.prepare(memory=1000)
+    assert generator.prepared is prepared
+
+
+def test_a_middle_sized_generator_is_planned_by_itself(monkeypatch):
+    """Once only a call to prepare made it fast; and one pass alone does not pay for transforms."""
+    torch.manual_seed(0)
+    shapes = [(8, 64, 384), (32, 32, 128), (64, 8, 128)]
+    config = GeneratorConfig(
+        ConditionSpec("none", prompts=8, length=64),
+        DecoderSpec([list(shape) for shape in shapes], 9),
+        layout_of(64, 8, 128).to_dict(),
+    )
+    generator = Generator(config).requires_grad_(False)
+    shape = (*generator.decoder.features[-1],)
+    generator.layout.set_statistics(torch.zeros(shape), torch.ones(shape[0], 1, 1))
+    embedded = torch.randn(1, *shapes[0])
+    monkeypatch.setattr(Generator, "encode", lambda self, tasks: embedded)
+    adapter = generator.generate(["a"] * 8)
+    assert len(generator.prepared.plan.direct) < 10
+    assert generator.prepared.plan.weights == "cached"
+    once = dnd_fast.generate(["a"] * 8, generator, impl="torch")
+    for key, value in adapter.tensors.items():
+        assert (value - once.tensors[key]).norm() <= 1e-5 * value.norm()
+
+
+def layout_of(tokens, rank, chunk):
+    """A layout with so many tokens of one size."""
+    modules = [LoraModule(f"layers.{i}.q_proj", chunk, chunk) for i in range(tokens // 2)]
+    return TokenLayout(modules, rank, lora_alpha=8, target_modules=["q_proj"], chunk=chunk)
+
+
+@pytest.mark.parametrize("options", [{}, {"impl": "torch"}, {"compile": True}, {"memory": 1e9}])
+def test_generate_in_one_call(tiny_generator, options):
+    """It never changes a generator that the caller keeps."""
+    generator = copy.deepcopy(tiny_generator)
+    prepared = generator.prepare("fft")
+    adapter = dnd_fast.generate(PROMPTS, generator, device="cpu", **options)
+    assert adapter.config["r"] == generator.layout.rank
+    assert generator.prepared is prepared
+    with pytest.raises(InvalidInput, match="device='nowhere' cannot be used"):
+        dnd_fast.generate(PROMPTS, generator, device="nowhere")
+    assert generator.device.type == "cpu"
+
+
+def test_adapters_on_a_device(tiny_generator):
+    with pytest.raises(InvalidInput, match="device='nowhere' cannot be used"):
+        tiny_generator.generate(PROMPTS, device="nowhere")
+    adapter = tiny_generator.generate(PROMPTS, device=torch.device("cpu"))
+    assert all(tensor.device.type == "cpu" for tensor in adapter.tensors.values())
 
 
 def test_import_is_lazy():

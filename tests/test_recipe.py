@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dnd_fast import Generator, HyperConvDecoder, InvalidInput, Recipe
-from dnd_fast.generator import GeneratorConfig
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.recipe import Phase, from_table, recipe_names
 
 PARAMETERS = {

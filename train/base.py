@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.generator import GeneratorConfig
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.batched import require_chat_template
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.lora.target_modules import auto_model

@@ -25,7 +25,8 @@ from dnd_fast.bench.experiments import experts as bench
 from dnd_fast.bench.experiments.experts import Demo, finish, fit, row, say, stack
 from dnd_fast.bench.harness.results import RESULTS
 from dnd_fast.demo.tasks import FORMATS, SKILLS, Task
-from dnd_fast.generator import DEMO_MODELS, Generator
+from dnd_fast.generator import Generator
+from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.batched import encode
 from dnd_fast.svf.adaptive import (
     OTHERS,

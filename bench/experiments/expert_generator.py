@@ -17,7 +17,8 @@ from torch import Tensor
 
 from dnd_fast.bench.experiments.experts import Demo, finish, fit, row, say, stack
 from dnd_fast.demo.tasks import Task
-from dnd_fast.generator import Generator, GeneratorConfig
+from dnd_fast.generator import Generator
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.recipe import DecoderSpec, Phase, Recipe
 from dnd_fast.svf.layout import ExpertLayout
 from dnd_fast.train.generator.data import TaskData

@@ -35,7 +35,7 @@ from dnd_fast.bench.harness.results import append, latest
 from dnd_fast.demo.pretrain import LEARNING_RATE, pretrain, pretraining_batch
 from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED
 from dnd_fast.demo.tasks import split_tasks
-from dnd_fast.generator import DEMO_MODELS
+from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.batched import TokenizedExample, encode, generate_responses, response_logits
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Recipe

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from dnd_fast.generator import GeneratorConfig
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.kernels.fft import dft
 from dnd_fast.kernels.fft.tiling import FFTConvPlan, columns
 from dnd_fast.kernels.lora_scatter import LoraScatterTable

@@ -35,7 +35,7 @@ def demo(
         return
     if retrain:
         from dnd_fast.demo import retrain as pipeline
-        from dnd_fast.generator import DEMO_MODELS
+        from dnd_fast.generator_config import DEMO_MODELS
 
         with progress_bars() as progress:
             trained = pipeline.retrain(pipeline.SHIPPED_SEED, progress)

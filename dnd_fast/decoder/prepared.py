@@ -1,91 +1,254 @@
-"""A generator's inference on the Triton kernels: packed weights, one workspace, CUDA graphs."""
+"""A decoder that is ready to run: planned, its weights transformed and packed."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable
+from typing import Literal, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dnd_fast.decoder.convolutions import PlannedConvolutions, convolutions_of
+from dnd_fast.decoder.model import HyperConvBlock, HyperConvDecoder, check_condition
+from dnd_fast.decoder.planning import NamedImpl, WeightChoice, is_small, plan_for, resolve_impl
+from dnd_fast.errors import InvalidInput
+from dnd_fast.kernels.conv2d import Impl
+from dnd_fast.kernels.device import device_name
+from dnd_fast.kernels.fft.weight import TransformedWeight, transform_weight
 from dnd_fast.kernels.lora_scatter import LoraScatterTable
-from dnd_fast.kernels.triton.block import PackedBlock, hyper_conv_block_triton
-from dnd_fast.kernels.triton.fft_conv import Workspace
+from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS, DecoderPlan
+from dnd_fast.kernels.reference import hyper_conv_block
+
+KEPT_DTYPES = {"cached": None, "int8": torch.int8}  # of transformed weights; None: as is best
 
 
-class Engine:
-    """A decoder as it was when its blocks were packed: later changes of parameters do not show.
+class Layout(Protocol):
+    """What a prepared decoder needs of a layout of weight tokens."""
 
-    On a GPU the first call with a batch size compiles kernels, takes memory and captures a CUDA
-    graph; later calls replay it, so that about a hundred launches cost as much as one. Calls from
-    several threads wait for one another.
+    def scatter(self, tokens: Tensor) -> Tensor:
+        """``[B, Nw, Lw, Cw]`` -> ``[B, E]`` float32, all tensors one after another."""
 
-    Args:
-        blocks: of the decoder, planned, on an NVIDIA GPU, with parameters up to float32.
-        projection: applied to the condition first, if any.
-        targets: what tokens are scaled by and where they go in LoRA tensors, for
-            :meth:`weights`; on the device of the blocks.
+    def scatter_table(self, device: torch.device) -> LoraScatterTable:
+        """Where a kernel writes tokens, with the statistics as they are now."""
+
+    def unpack(self, weights: Tensor) -> dict[str, Tensor]:
+        """``[B, E]`` -> views ``[B, ...]`` of it, by name."""
+
+
+class PreparedDecoder:
+    """A decoder that is ready to run; :meth:`HyperConvDecoder.prepare` makes it.
+
+    It never changes, and may be called from several threads. Passes give no gradients.
+
+    Attributes:
+        plan: the algorithm of every convolution, and how weights are kept.
+        impl: ``"triton"`` or ``"torch"``.
+        compiled: whether PyTorch runs under torch.compile.
+        condition_shape: (N, L, C) of a condition.
+        dtype, device: those of conditions and tokens.
     """
 
     def __init__(
         self,
-        blocks: Sequence[PackedBlock],
-        projection: Callable[[Tensor], Tensor] | None,
-        targets: LoraScatterTable | None = None,
+        decoder: HyperConvDecoder,
+        plan: DecoderPlan,
+        impl: NamedImpl,
+        *,
+        compile: bool = False,
+        layout: Layout | None = None,
     ) -> None:
-        self.targets = targets
-        self._blocks = blocks
-        self._projection = projection
-        self._workspace = Workspace()
-        self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
-        self._lock = threading.Lock()
+        self.plan, self.impl, self.compiled = plan, impl, compile
+        self.condition_shape = decoder.condition_shape
+        self.dtype, self.device = decoder.dtype, decoder.device
+        self._layout = layout
+        # The version counters of parameters that are shared with the decoder.
+        module = TorchPass(decoder, plan)
+        self._shared = [(tensor, version(tensor)) for tensor in module.shared()]
+        self._run: Callable[[Tensor], Tensor] = module
+        self._write: Callable[[Tensor], Tensor] | None = None
+        if impl == "triton":
+            from dnd_fast.decoder.triton_pass import TritonPass
 
-    def __call__(self, condition: Tensor) -> Tensor:
-        """``[B, N, L, C]`` -> tokens ``[B, Nw, Lw, Cw]``, both of the parameters' dtype."""
-        return self._replay(condition, None)
+            table = None if layout is None else layout.scatter_table(self.device)
+            if table is not None and table.border:
+                table = None  # scales of these tokens are known only once they are whole
+            triton_pass = TritonPass(module, table)
+            self._run = triton_pass.tokens
+            self._write = None if table is None else triton_pass.lora
+        elif compile:
+            self._run = torch.compile(module, dynamic=False)
+
+    def tokens(self, condition: Tensor) -> Tensor:
+        """Decode condition embeddings into weight tokens.
+
+        Args:
+            condition: ``[B, N, L, C]``, of shape ``condition_shape`` per sample, of ``dtype`` and
+                on ``device``.
+
+        Returns:
+            ``[B, Nw, Lw, Cw]``, same dtype.
+
+        Raises:
+            InvalidInput: the condition does not fit, or the decoder's parameters have changed
+                since it was prepared.
+        """
+        return self._call(self._run, condition)
 
     def weights(self, condition: Tensor) -> Tensor:
-        """``[B, N, L, C]`` -> ``[B, E]`` float32, all LoRA tensors, which the last convolution
-        writes and ``targets.views`` takes apart. There must be targets."""
-        assert self.targets is not None
-        return self._replay(condition, self.targets)
+        """Decode condition embeddings into all LoRA tensors, one after another.
+
+        Args:
+            condition: see :meth:`tokens`.
+
+        Returns:
+            ``[B, E]`` float32, which the layout's ``unpack`` takes apart.
+
+        Raises:
+            InvalidInput: as :meth:`tokens`, or no layout was given when this was prepared.
+        """
+        if self._layout is None:
+            raise InvalidInput(
+                "LoRA tensors need to know their layout: prepare(layout=generator.layout), or "
+                "detokenize the tokens."
+            )
+        if self._write is None:
+            return self._layout.scatter(self.tokens(condition))
+        return self._call(self._write, condition)
+
+    def lora(self, condition: Tensor) -> dict[str, Tensor]:
+        """Decode condition embeddings into LoRA tensors.
+
+        Args:
+            condition: see :meth:`tokens`.
+
+        Returns:
+            Tensors ``[B, r, in]`` and ``[B, out, r]`` under PEFT's names, float32, on ``device``;
+            what they are for other layouts is theirs to say.
+
+        Raises:
+            InvalidInput: as :meth:`weights`.
+        """
+        weights = self.weights(condition)
+        assert self._layout is not None
+        return self._layout.unpack(weights)
+
+    def describe(self) -> str:
+        """One line on what runs."""
+        return describe(self.plan, self.impl, self.compiled, self.dtype, self.device)
+
+    def _call(self, run: Callable[[Tensor], Tensor], condition: Tensor) -> Tensor:
+        check_condition(condition, self.condition_shape, self.dtype, self.device)
+        if condition.requires_grad and torch.is_grad_enabled():
+            raise InvalidInput(
+                "a prepared decoder gives no gradients: use torch.no_grad(), or the decoder itself."
+            )
+        if any(version(tensor) != seen for tensor, seen in self._shared):
+            raise InvalidInput(
+                "the decoder's parameters have changed since it was prepared: prepare it again."
+            )
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return run(condition)
+
+
+class TorchPass(nn.Module):
+    """A planned decoder in plain PyTorch, for torch.compile and torch.export to take whole.
+
+    Args:
+        decoder: what is not transformed is shared with it.
+        plan: for its shapes.
+    """
+
+    def __init__(self, decoder: HyperConvDecoder, plan: DecoderPlan) -> None:
+        super().__init__()
+        self.projection = copy.deepcopy(decoder.projection)
+        self.blocks = nn.ModuleList(
+            PlannedBlock(cast(HyperConvBlock, block), convolutions, plan.weights)
+            for block, convolutions in zip(
+                decoder.blocks, convolutions_of(plan, impl="torch"), strict=True
+            )
+        )
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """``[B, N, L, C]`` -> ``[B, Nw, Lw, Cw]``."""
+        x = condition if self.projection is None else self.projection(condition)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def shared(self) -> list[Tensor]:
+        """Tensors whose memory is the decoder's."""
+        tensors = (
+            tensor for block in self.blocks for tensor in cast(PlannedBlock, block).tensors.values()
+        )
+        return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+
+
+class PlannedBlock(nn.Module):
+    """A block's tensors by the names of :func:`dnd_fast.kernels.reference.hyper_conv_block`."""
 
     @torch.no_grad()
-    def _replay(self, condition: Tensor, targets: LoraScatterTable | None) -> Tensor:
-        with self._lock:
-            if not condition.is_cuda or len(condition) == 0:
-                return self._run(condition, targets)
-            key = len(condition), targets is not None
-            if key not in self._graphs:
-                self._graphs[key] = self._capture(condition, targets)
-            graph, given, result = self._graphs[key]
-            given.copy_(condition)
-            graph.replay()
-            return result.clone()
+    def __init__(
+        self, block: HyperConvBlock, convolutions: PlannedConvolutions, weights: str
+    ) -> None:
+        super().__init__()
+        self.convolutions = convolutions
+        self.kernel_size = block.a_width.kernel_size[0]
+        assert block.layerwise.bias is not None
+        self.tensors: dict[str, Tensor | TransformedWeight] = {
+            "norm_weight": block.norm.weight.detach(),
+            "norm_bias": block.norm.bias.detach(),
+            "bias": block.bias.detach(),
+            "layerwise_bias": block.layerwise.bias.detach(),
+        }
+        for name in CONVOLUTIONS:
+            weight = getattr(block, name).weight.detach()
+            if name in convolutions.fft_plans and weights in KEPT_DTYPES:
+                fft_plan = convolutions.fft_plans[name]
+                weight = transform_weight(weight, fft_plan, dtype=KEPT_DTYPES[weights])
+            self.tensors[name] = weight
 
-    def _run(self, x: Tensor, targets: LoraScatterTable | None) -> Tensor:
-        if self._projection is not None:
-            x = self._projection(x)
-        x, stats = x.contiguous(), None
-        for block in self._blocks[:-1]:
-            rows = len(x), block.shape_out[0]
-            mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
-            x = hyper_conv_block_triton(x, block, self._workspace, stats, out_stats=(mean, rstd))
-            stats = mean, rstd
-        return hyper_conv_block_triton(x, self._blocks[-1], self._workspace, stats, targets=targets)
+    def forward(self, x: Tensor) -> Tensor:
+        return hyper_conv_block(x, **self.tensors, convolve=self.convolutions)
 
-    def _capture(
-        self, condition: Tensor, targets: LoraScatterTable | None
-    ) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        given, generation = condition.clone(), self._workspace.generation
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # compiles kernels and takes the workspace
-            self._run(given, targets)
-        torch.cuda.current_stream().wait_stream(stream)
-        if self._workspace.generation != generation:  # other graphs hold memory given back
-            self._graphs.clear()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = self._run(given, targets)
-        return graph, given, result
+
+def prepare(
+    decoder: HyperConvDecoder,
+    plan: DecoderPlan | Literal["auto", "direct", "fft"],
+    *,
+    batch: int,
+    memory: float | None,
+    weights: WeightChoice,
+    impl: Impl,
+    compile: bool,
+    layout: Layout | None,
+) -> PreparedDecoder:
+    """What :meth:`dnd_fast.decoder.model.HyperConvDecoder.prepare` does."""
+    named, compile = resolve_impl(impl, compile, decoder.device, decoder.dtype)
+    if plan == "auto" and memory is None and is_small(decoder, batch):
+        plan = "direct"
+    if plan == "auto":
+        chosen = plan_for(decoder, batch=batch, memory=memory, weights=weights, impl=named)
+    else:
+        chosen = decoder.checked_plan(plan, "cached" if weights == "auto" else weights)
+    return PreparedDecoder(decoder, chosen, named, compile=compile, layout=layout)
+
+
+def describe(
+    plan: DecoderPlan, impl: str, compiled: bool, dtype: torch.dtype, device: torch.device
+) -> str:
+    """One line on what runs."""
+    how = "Triton kernels" if impl == "triton" else "PyTorch, compiled" if compiled else "PyTorch"
+    total = len(plan.convolutions)
+    line = (
+        f"{how}, {str(dtype).removeprefix('torch.')}, on {device_name(device)}: "
+        f"{total - len(plan.direct)} of {total} convolutions in the transform domain"
+    )
+    if len(plan.direct) < total:
+        line += f", weights {plan.weights} ({plan.weight_bytes / 1e9:.2g} GB)"
+    return f"{line}, {1e3 * plan.seconds:.3g} ms a pass predicted"
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor has been changed in place; 0 for those that do not count."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -10,7 +10,7 @@ from dnd_fast.demo.exam import EXAM_SIZE
 from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED
 from dnd_fast.demo.tasks import Example, split_tasks
 from dnd_fast.files import atomic_folder
-from dnd_fast.generator import DEMO_MODELS
+from dnd_fast.generator_config import DEMO_MODELS
 
 
 def export(folder: Path) -> list[str]:

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dnd_fast.demo.pretrain import pretrain
 from dnd_fast.demo.tasks import Split, Task, split_tasks
 from dnd_fast.demo.tokenizer import build_tokenizer
-from dnd_fast.generator import Generator, GeneratorConfig
+from dnd_fast.generator import Generator
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.batched import TokenizedExample, encode
 from dnd_fast.recipe import Recipe
 from dnd_fast.text.encoder import TextEncoder

@@ -283,21 +283,20 @@ class TokenLayout(nn.Module):
         return {key: state_dict[key] for key in self.tensor_shapes()}
 
     @torch.no_grad()
-    def detokenize_to_cpu(self, tokens: Tensor) -> dict[str, Tensor]:
-        """:meth:`detokenize` of ``[B, Nw, Lw, Cw]``, on the CPU, float32.
-
-        From an NVIDIA GPU by one kernel and one copy, of which the tensors are views.
-        """
+    def scatter(self, tokens: Tensor) -> Tensor:
+        """``[B, Nw, Lw, Cw]`` -> ``[B, E]`` float32, what :meth:`detokenize` gives one after
+        another; on an NVIDIA GPU by one kernel."""
         if not can_run_triton(tokens.device, tokens.dtype):
-            return {name: value.cpu() for name, value in self.detokenize(tokens).items()}
+            tensors = self.detokenize(tokens).values()
+            return torch.cat([tensor.float().flatten(1) for tensor in tensors], dim=1)
         from dnd_fast.kernels.triton import detokenize as kernel
 
-        targets = self.targets(tokens.device)
-        out = tokens.new_empty(len(tokens), targets.elements, dtype=torch.float32)
-        kernel.detokenize(tokens, targets, out)
-        return self.unpack(out.cpu())
+        table = self.scatter_table(tokens.device)
+        out = tokens.new_empty(len(tokens), table.elements, dtype=torch.float32)
+        kernel.detokenize(tokens, table, out)
+        return out
 
-    def targets(self, device: torch.device) -> LoraScatterTable:
+    def scatter_table(self, device: torch.device) -> LoraScatterTable:
         """Where a kernel writes tokens, with the statistics as they are now."""
         if device not in self._tables:
             self._tables[device] = LoraScatterTable.make(self.tensor_shapes(), self.chunk, device)
@@ -305,8 +304,8 @@ class TokenLayout(nn.Module):
         return replace(self._tables[device], mean=self.mean, std=self.std, border=border)
 
     def unpack(self, weights: Tensor) -> dict[str, Tensor]:
-        """``[B, E]``, as kernels write it, -> what :meth:`detokenize` gives; views."""
-        return self.targets(weights.device).views(weights)
+        """``[B, E]`` by :meth:`scatter` -> what :meth:`detokenize` gives; views."""
+        return self.scatter_table(weights.device).views(weights)
 
     def fit(self, tokens: Tensor) -> None:
         """Set mean and std from a collection, in place of any earlier ones (static mode).

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from dnd_fast import InvalidInput
 from dnd_fast.cli import app
 from dnd_fast.demo.tasks import split_tasks
-from dnd_fast.generator import DEMO_MODELS
+from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.svf.expert import Expert
 
 runner = CliRunner()

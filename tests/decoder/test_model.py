@@ -7,6 +7,7 @@ import torch
 
 from dnd_fast import HyperConvDecoder, InvalidInput
 from dnd_fast.decoder.length_projection import LengthProjection
+from dnd_fast.decoder.prepared import TorchPass
 from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.planner.cost_model import plan_decoder
 
@@ -51,9 +52,10 @@ def test_bfloat16_autocast_stays_close(decoder):
 
 def test_compiled_equals_eager(decoder):
     x = torch.randn(2, 3, 5, 4)
-    expected = decoder(x)
-    decoder.set_impl("torch", compile=True)
-    torch.testing.assert_close(decoder(x), expected, rtol=1e-4, atol=1e-5)
+    expected = decoder(x).detach()
+    prepared = decoder.prepare("direct", impl="torch", compile=True)
+    assert prepared.compiled
+    torch.testing.assert_close(prepared.tokens(x), expected, rtol=1e-4, atol=1e-5)
     assert not any("_orig_mod" in key for key in decoder.state_dict())
 
 
@@ -76,10 +78,9 @@ def test_golden_decoders_in_the_transform_domain(golden_decoder, weights):
         (decoder, tensors["input"], tensors["output"], 1e-5),
         (exact, tensors["input"].double(), tensors["output_fp64"], 1e-12),
     ):
-        each.set_plan("fft", weights=weights)
-        assert all(len(block.tiles) == 5 for block in each.blocks)
-        with torch.no_grad():
-            assert (each(x) - expected).norm() <= bound * expected.norm()
+        prepared = each.prepare("fft", weights=weights)
+        assert not prepared.plan.direct
+        assert (prepared.tokens(x) - expected).norm() <= bound * expected.norm()
 
 
 def test_training_gradients_in_the_transform_domain(decoder):
@@ -99,27 +100,29 @@ def test_training_gradients_in_the_transform_domain(decoder):
 @pytest.mark.parametrize("weights", ["streamed", "cached", "int8"])
 def test_planned_decoders_are_exported_and_compiled_whole(decoder, weights):
     """Convolutions in the transform domain are operators that tracing does not look into."""
-    decoder.requires_grad_(False).set_plan("fft", weights=weights)
+    planned = TorchPass(decoder, decoder.checked_plan("fft", weights))
     x = torch.randn(2, *decoder.condition_shape)
     with torch.no_grad():
-        expected = decoder(x)
-        exported = torch.export.export(decoder, (x,))
-        compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
+        expected = planned(x)
+        exported = torch.export.export(planned, (x,))
+        compiled = torch.compile(planned, fullgraph=True, backend="aot_eager")
         assert torch.equal(exported.module()(x), expected)
         assert torch.equal(compiled(x), expected)
     names = [str(node.target) for node in exported.graph.nodes]
     assert sum("fft_conv2d" in name for name in names) == 5 * len(decoder.blocks)
 
 
-def test_cached_weights_replace_the_raw_ones(decoder):
-    """No memory for both; and nothing that needs the raw ones may fail silently afterwards."""
-    decoder.set_plan("fft", weights="cached")
-    assert not any("a_width" in name for name, _ in decoder.named_parameters())
-    x = torch.randn(1, 3, 5, 4)
-    with pytest.raises(InvalidInput, match=r"give no gradients: use torch.no_grad"):
-        decoder(x.requires_grad_())
-    with pytest.raises(InvalidInput, match="load the decoder again to plan it anew"):
-        decoder.set_plan("direct")
+def test_preparing_leaves_the_decoder_as_it_was(decoder):
+    """Once transforms replaced its weights: it could be neither trained nor saved nor planned."""
+    before = {key: value.clone() for key, value in decoder.state_dict().items()}
+    prepared = decoder.prepare("fft", weights="cached")
+    x = torch.randn(1, 3, 5, 4, requires_grad=True)
+    with pytest.raises(InvalidInput, match=r"gives no gradients: use torch.no_grad"):
+        prepared.tokens(x)
+    decoder(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in decoder.parameters())
+    assert before.keys() == decoder.state_dict().keys()
+    assert all(torch.equal(before[key], value) for key, value in decoder.state_dict().items())
 
 
 def test_a_plan_for_another_decoder_is_refused(decoder):
@@ -128,3 +131,7 @@ def test_a_plan_for_another_decoder_is_refused(decoder):
         decoder.set_plan(other)
     with pytest.raises(InvalidInput, match="give a DecoderPlan, 'direct' or 'fft'"):
         decoder.set_plan("fast")
+    with pytest.raises(InvalidInput, match="the plan is for another decoder"):
+        decoder.prepare(other)
+    with pytest.raises(InvalidInput, match=r"weights='fp8'; choose one of \('cached'"):
+        decoder.prepare("fft", weights="fp8")

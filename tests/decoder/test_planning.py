@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from dnd_fast import HyperConvDecoder, InvalidInput
-from dnd_fast.decoder.planning import plan_for, planned_memory
+from dnd_fast.decoder.planning import KEPT_BYTES, plan_for, planned_memory
+from dnd_fast.decoder.prepared import TorchPass
+from dnd_fast.kernels.fft.weight import TransformedWeight
+from dnd_fast.kernels.planner.peak_memory import peak_bytes
 
 FEATURES = [(64, 96, 128), (128, 64, 96), (256, 32, 96), (512, 32, 64)]
 # A process of its own, whose high-water mark is set back once planning is done.
@@ -28,17 +31,14 @@ def status(key):
 
 for plan in ("direct", "fft"):  # code is in memory from now on
     small = HyperConvDecoder([(6, 8, 8), (8, 6, 8)], 9).requires_grad_(False)
-    small.set_plan(plan, weights=weights)
-    small(torch.randn(1, 6, 8, 8))
+    small.prepare(plan, weights=weights).tokens(torch.randn(1, 6, 8, 8))
 decoder = HyperConvDecoder(features, 9).requires_grad_(False)
 plan = plan_for(decoder, memory=budget, weights=weights)
 x = torch.randn(1, *features[0])
 gc.collect()
 Path("/proc/self/clear_refs").write_text("5")
-own = sum(each.nbytes for each in (x, *decoder.parameters()))
-beside = status("VmRSS") - own
-decoder.set_plan(plan)
-decoder(x)
+beside = status("VmRSS") - x.nbytes
+decoder.prepare(plan).tokens(x)
 print(status("VmHWM") - beside)
 """
 
@@ -61,7 +61,7 @@ def test_says_what_stays_direct_for_memory(caplog):
     raw = sum(parameter.nbytes for parameter in decoder.parameters())
     with caplog.at_level(logging.WARNING):
         for budget in (4 * raw, 3.5 * raw, 3 * raw, 2.7 * raw):
-            tight = plan_for(decoder, memory=budget)
+            tight = plan_for(decoder, memory=budget, weights="cached")
             assert planned_memory(decoder, tight) <= budget
             if set(tight.direct) > set(plan.direct):
                 break
@@ -69,18 +69,30 @@ def test_says_what_stays_direct_for_memory(caplog):
     for name in tight.direct:
         assert name in caplog.text
     with pytest.raises(InvalidInput, match="is too little for this decoder with weights='cached'"):
-        plan_for(decoder, memory=0.5 * raw)
-    with pytest.raises(InvalidInput, match=r"weights='fp8'; choose one of \('cached'"):
+        plan_for(decoder, memory=0.5 * raw, weights="cached")
+    with pytest.raises(InvalidInput, match=r"weights='fp8'; choose one of \('auto', 'cached'"):
         plan_for(decoder, weights="fp8")
 
 
-def test_raw_weights_that_are_replaced_do_not_count_twice():
-    """Once a list of them kept them alive while memory was counted."""
+def test_raw_weights_do_not_count():
+    """They are in memory already, and are shared where they are not transformed."""
     decoder = HyperConvDecoder(FEATURES, 9).requires_grad_(False)
     plan = plan_for(decoder)
     raw = sum(parameter.nbytes for parameter in decoder.parameters())
-    counted = (planned_memory(decoder, plan) - (1 << 25)) / 1.1
-    assert plan.weight_bytes < counted < plan.weight_bytes + raw
+    counted = (planned_memory(decoder, plan) - KEPT_BYTES) / 1.1
+    with torch.device("meta"):
+        twin, x = HyperConvDecoder(FEATURES, 9).requires_grad_(False), torch.empty(1, *FEATURES[0])
+    beside = iter([x, *twin.parameters()])
+    assert peak_bytes(lambda: TorchPass(twin, plan)(x), beside) == pytest.approx(counted + raw)
+
+
+def test_an_automatic_plan_streams_weights_where_transforms_do_not_fit():
+    decoder = HyperConvDecoder(FEATURES, 9).requires_grad_(False)
+    free = planned_memory(decoder, plan_for(decoder))
+    assert plan_for(decoder, memory=free).weights == "cached"
+    tight = plan_for(decoder, memory=0.4 * free)
+    assert tight.weights == "streamed"
+    assert planned_memory(decoder, tight) <= 0.4 * free
 
 
 def test_16_bit_decoders_keep_float16_weights():
@@ -88,10 +100,16 @@ def test_16_bit_decoders_keep_float16_weights():
     decoder = HyperConvDecoder([(8, 32, 32), (8, 32, 32), (6, 16, 24)], 5).requires_grad_(False)
     x = torch.randn(2, 8, 32, 32)
     expected = decoder(x)
-    decoder.bfloat16().set_plan("fft", weights="cached")
-    for block in decoder.blocks:
-        for weight in block.transformed.values():
-            assert weight.values.dtype == torch.float16
-    found = decoder(x.bfloat16())
+    decoder.bfloat16()
+    planned = TorchPass(decoder, decoder.checked_plan("fft", "cached"))
+    weights = [
+        tensor
+        for block in planned.blocks
+        for tensor in block.tensors.values()
+        if isinstance(tensor, TransformedWeight)
+    ]
+    assert len(weights) == 5 * len(decoder.blocks)
+    assert all(weight.values.dtype == torch.float16 for weight in weights)
+    found = decoder.prepare("fft", weights="cached").tokens(x.bfloat16())
     assert found.dtype == torch.bfloat16
     assert (found - expected).norm() <= 0.02 * expected.norm()

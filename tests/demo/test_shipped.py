@@ -12,7 +12,7 @@ from dnd_fast.demo.exam import exam
 from dnd_fast.demo.retrain import SHIPPED_SEED
 from dnd_fast.demo.tasks import split_tasks
 from dnd_fast.demo.tokenizer import build_tokenizer
-from dnd_fast.generator import DEMO_MODELS
+from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.batched import encode, exact_match, generate_responses
 
 TASKS = split_tasks(SHIPPED_SEED)["test"]

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import layer_norm
 
 from dnd_fast.bench.harness.operations import INPUTS, OUTPUTS
-from dnd_fast.generator import GeneratorConfig
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
 from dnd_fast.kernels.lora_scatter import LoraScatterTable

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dnd_fast import InvalidInput
 from dnd_fast.demo.tasks import Task
-from dnd_fast.generator import DEMO_MODELS
+from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.batched import collate, encode, exact_match, generate_responses
 from dnd_fast.svf.adaptive import (
     OTHERS,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnd_fast import Generator, InvalidInput, TokenLayout
-from dnd_fast.generator import GeneratorConfig
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.recipe import ConditionSpec, DecoderSpec
 from dnd_fast.svf.expert import DecomposedModel, Expert
 from dnd_fast.svf.layout import ExpertLayout, layout_from_dict

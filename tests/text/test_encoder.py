@@ -19,7 +19,7 @@ from transformers import (
 from dnd_fast import Generator, InvalidInput, TextEncoder
 from dnd_fast.decoder.length_projection import LengthProjection
 from dnd_fast.demo.tokenizer import build_tokenizer
-from dnd_fast.generator import GeneratorConfig
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.recipe import ConditionSpec, DecoderSpec
 from dnd_fast.text.glove import GloveEncoder
 

@@ -7,7 +7,7 @@ import torch
 
 from dnd_fast import Adapter, Recipe
 from dnd_fast.demo.tasks import DOMAINS, FORMATS, SKILLS, Task
-from dnd_fast.generator import DEMO_MODELS, GeneratorConfig
+from dnd_fast.generator_config import DEMO_MODELS, GeneratorConfig
 from dnd_fast.lora.adapter import lora_config
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.text.datasets import Dataset

@@ -15,7 +15,7 @@ from transformers import (
 
 from dnd_fast import Adapter, InvalidInput, Recipe
 from dnd_fast.demo.tokenizer import build_tokenizer
-from dnd_fast.generator import DEMO_MODELS
+from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.adapter import lora_config
 from dnd_fast.lora.batched import adapter_losses, collate, encode
 from dnd_fast.lora.layout import TokenLayout

@@ -24,7 +24,8 @@ from transformers import AutoConfig, PreTrainedModel
 
 from dnd_fast.decoder.planning import training_plan
 from dnd_fast.errors import InvalidInput
-from dnd_fast.generator import Generator, GeneratorConfig
+from dnd_fast.generator import Generator
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.kernels.device import PROFILES, DeviceProfile
 from dnd_fast.kernels.planner.cost_model import plan_decoder
 from dnd_fast.kernels.planner.peak_memory import peak_parts

@@ -38,7 +38,8 @@ from dnd_fast.files import (
     write_json,
     write_safetensors,
 )
-from dnd_fast.generator import Generator, GeneratorConfig
+from dnd_fast.generator import Generator
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.batched import TokenizedExample, encode
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Phase, Recipe

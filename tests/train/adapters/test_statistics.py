@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnd_fast import Adapter, InvalidInput, Recipe
-from dnd_fast.generator import GeneratorConfig
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.layout import LoraModule, TokenLayout
 from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.adapters.statistics import fit_layout, statistics

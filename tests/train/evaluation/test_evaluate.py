@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dnd_fast import Adapter, Generator, InvalidInput
 from dnd_fast.demo.exam import exam
-from dnd_fast.generator import DEMO_MODELS
+from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.batched import (
     IGNORE_INDEX,
     collate,

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dnd_fast import InvalidInput
 from dnd_fast.demo.tasks import Task
 from dnd_fast.files import read_safetensors
-from dnd_fast.generator import DEMO_MODELS
+from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.batched import encode, generate_responses
 from dnd_fast.svf.expert import DecomposedModel, Expert
 from dnd_fast.text.datasets import Example

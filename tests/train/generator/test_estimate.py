@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dnd_fast import Generator, InvalidInput, Recipe
 from dnd_fast.decoder.planning import training_plan
-from dnd_fast.generator import GeneratorConfig
+from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.batched import TokenizedExample
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Phase

@@ -1,0 +1,97 @@
+"""What a generator is built from, and where its two files are: a folder, or the hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
+
+from dnd_fast.errors import InvalidInput
+from dnd_fast.files import read_json
+from dnd_fast.lora.layout import TokenLayout
+from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
+
+DEMO_MODELS = Path(__file__).parent / "demo" / "models"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The content of a generator's ``config.json``."""
+
+    condition: ConditionSpec
+    decoder: DecoderSpec
+    layout: dict[str, Any]
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> GeneratorConfig:
+        """Derive the layout from the recipe's base model.
+
+        Raises:
+            InvalidInput: the base's config is unknown to transformers, or unusable.
+        """
+        from transformers import AutoConfig
+
+        try:
+            base = AutoConfig.for_model(**recipe.base.config)
+            layout = TokenLayout.for_model(
+                base, recipe.lora.rank, lora_alpha=recipe.lora.alpha, scale=recipe.lora.scale
+            )
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            raise InvalidInput(f"recipe {recipe.name}: the base's config: {error}") from error
+        layout.base_model = recipe.base.id
+        return cls(recipe.condition, recipe.decoder, layout.to_dict())
+
+    @classmethod
+    def read(cls, file: Path) -> GeneratorConfig:
+        """Read a ``config.json``.
+
+        Raises:
+            InvalidInput: it is damaged, or of another format.
+        """
+        content = read_json(file)
+        version = content.get("format_version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            raise InvalidInput(
+                f"{file}: format version {version!r}; this dnd-fast reads {FORMAT_VERSION}. "
+                "Update dnd-fast."
+            )
+        return from_table(cls, content, str(file))
+
+
+def find_files(name: str, **hub: Any) -> tuple[Path, Path]:
+    """The config and the weights of a generator.
+
+    Args:
+        name: ``"demo"``, a folder, or a hub id.
+        hub: arguments of ``huggingface_hub.hf_hub_download``.
+
+    Raises:
+        FileNotFoundError: a folder without the two files, or an unknown hub id.
+    """
+    folder = DEMO_MODELS / "generator" if name == "demo" else Path(name)
+    if name == "demo" and not folder.is_dir():
+        raise FileNotFoundError(
+            f"the embedded generator is missing at {folder}; install dnd-fast again, or rebuild "
+            "it: dnd-fast demo --retrain."
+        )
+    if folder.is_dir():
+        for file in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / file).is_file():
+                raise FileNotFoundError(f"{folder} is no generator: {file} is missing.")
+        return folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    try:
+        config, weights = (
+            Path(hf_hub_download(name, file, **hub)) for file in (CONFIG_FILE, WEIGHTS_FILE)
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise FileNotFoundError(
+            f"there is no generator folder {name!r}, and the hub gives none: {error}"
+        ) from error
+    return config, weights
