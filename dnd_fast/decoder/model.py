@@ -276,8 +276,8 @@ class HyperConvDecoder(nn.Module):
         for index, block in enumerate(blocks):
             block.workspace_bytes = plan.workspace_bytes
             block.tiles = {
-                choice.shape.name.partition(".")[2]: choice.tiles
-                for choice in plan.convolutions[5 * index : 5 * index + 5]
+                name: choice.tiles
+                for name, choice in plan.block(index).items()
                 if choice.tiles is not None
             }
         if plan.weights != "streamed":  # largest first: the peak is little more than the result
