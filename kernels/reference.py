@@ -7,13 +7,69 @@ adds a tanh on the second path.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 from torch.nn.functional import conv2d, layer_norm
 
 LAYER_NORM_EPS = 1e-5
-# Name of the convolution, input [B, C, H, W], weight [C', C, k, k] -> [B, C', H, W].
+EpilogueName = Literal["store", "tanh_bias", "mix", "bias_residual"]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One of the block's five convolutions.
+
+    Attributes:
+        name: Name of its weight among the arguments of :func:`hyper_conv_block`.
+        source: Tensor that it reads, a key of :data:`TENSORS`.
+        target: Tensor that it contributes to, a key of :data:`TENSORS`.
+        channel_dim: Dimension of ``[B, N, L, C]`` that it treats as channels, C -> C', L -> L' or
+            N -> N'. It slides over the other two.
+        epilogue: What becomes of its output y: ``"store"``, y itself; ``"tanh_bias"``,
+            tanh(y) + bias; ``"mix"``, (y + what is in the target) / 3; ``"bias_residual"``,
+            y + bias, and x where the block's two shapes are equal.
+    """
+
+    name: str
+    source: str
+    target: str
+    channel_dim: int
+    epilogue: EpilogueName
+
+    @property
+    def order(self) -> tuple[int, int, int, int]:
+        """Permutation of ``[B, N, L, C]`` that gives ``[B, C, H, W]``, and back: it is its own
+        inverse."""
+        order = [0, 1, 2, 3]
+        order[1], order[self.channel_dim] = self.channel_dim, 1
+        return order[0], order[1], order[2], order[3]
+
+    def sizes(self, before: Sequence[int], after: Sequence[int]) -> tuple[int, int, int, int]:
+        """(height, width, input channels, output channels) in a block (N, L, C) -> (N', L', C')."""
+        mapped = TENSORS[self.source]
+        channels_in, height, width = (
+            (after if dim in mapped else before)[dim - 1] for dim in self.order[1:]
+        )
+        return height, width, channels_in, after[self.channel_dim - 1]
+
+
+# The tensors [B, N, L, C] between convolutions: the dimensions that have their final size already.
+TENSORS = {"x": (), "a": (3,), "b": (2,), "mixed": (2, 3), "out": (1, 2, 3)}
+# By name; the input of those that read x is normalised first.
+CONVOLUTIONS = {
+    convolution.name: convolution
+    for convolution in (
+        Convolution("a_width", "x", "a", channel_dim=3, epilogue="store"),
+        Convolution("a_height", "a", "mixed", channel_dim=2, epilogue="mix"),
+        Convolution("b_height", "x", "b", channel_dim=2, epilogue="store"),
+        Convolution("b_width", "b", "mixed", channel_dim=3, epilogue="tanh_bias"),
+        Convolution("layerwise", "mixed", "out", channel_dim=1, epilogue="bias_residual"),
+    )
+}
+# (name of the convolution, input [B, C, H, W], weight [C', C, k, k]) -> [B, C', H, W].
 Convolve = Callable[[str, Tensor, Tensor], Tensor]
 
 
@@ -59,12 +115,12 @@ def hyper_conv_block(
     """
     normed = layer_norm(x, norm_weight.shape, norm_weight, norm_bias, LAYER_NORM_EPS)
 
-    a = convolve("a_width", normed.permute(0, 3, 2, 1), a_width)  # [B, C', L, N]
-    a = convolve("a_height", a.permute(0, 2, 3, 1), a_height)  # [B, L', N, C']
-    b = convolve("b_height", normed.permute(0, 2, 1, 3), b_height)  # [B, L', N, C]
-    b = convolve("b_width", b.permute(0, 3, 1, 2), b_width)  # [B, C', L', N]
+    def run(name: str, x: Tensor, weight: Tensor) -> Tensor:
+        order = CONVOLUTIONS[name].order
+        return convolve(name, x.permute(order), weight).permute(order)
 
-    mixed = (a.permute(0, 2, 1, 3) + b.permute(0, 3, 2, 1).tanh() + bias) / 3  # [B, N, L', C']
-    out = convolve("layerwise", mixed, layerwise)  # [B, N', L', C']
-    out = out + layerwise_bias[:, None, None]
+    a = run("a_height", run("a_width", normed, a_width), a_height)  # [B, N, L', C']
+    b = run("b_width", run("b_height", normed, b_height), b_width)
+    mixed = (a + b.tanh() + bias) / 3
+    out = run("layerwise", mixed, layerwise) + layerwise_bias[:, None, None]  # [B, N', L', C']
     return x + out if out.shape == x.shape else out

@@ -54,12 +54,12 @@ def convolutions_of(plan: DecoderPlan, impl: Impl) -> list[PlannedConvolutions]:
     return [
         PlannedConvolutions(
             {
-                choice.shape.name.partition(".")[2]: choice.tiles
-                for choice in plan.convolutions[start : start + 5]
+                name: choice.tiles
+                for name, choice in plan.block(block).items()
                 if choice.tiles is not None
             },
             plan.workspace_bytes,
             impl,
         )
-        for start in range(0, len(plan.convolutions), 5)
+        for block in range(plan.blocks)
     ]

@@ -17,8 +17,8 @@ from dnd_fast.kernels.conv2d import Impl
 from dnd_fast.kernels.device import device_name
 from dnd_fast.kernels.fft.weight import TransformedWeight, transform_weight
 from dnd_fast.kernels.lora_scatter import LoraScatterTable
-from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS, DecoderPlan
-from dnd_fast.kernels.reference import hyper_conv_block
+from dnd_fast.kernels.planner.cost_model import DecoderPlan
+from dnd_fast.kernels.reference import CONVOLUTIONS, hyper_conv_block
 
 KEPT_DTYPES = {"cached": None, "int8": torch.int8}  # of transformed weights; None: as is best
 

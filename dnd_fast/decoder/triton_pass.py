@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dnd_fast.decoder.prepared import PlannedBlock, TorchPass
 from dnd_fast.kernels.lora_scatter import LoraScatterTable
-from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS
+from dnd_fast.kernels.reference import CONVOLUTIONS
 from dnd_fast.kernels.triton.block import PackedBlock, hyper_conv_block_triton
 from dnd_fast.kernels.triton.fft_conv import Workspace
 

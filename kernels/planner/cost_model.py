@@ -18,8 +18,8 @@ from typing import Literal
 from dnd_fast.kernels.conv2d import WORKSPACE_BYTES
 from dnd_fast.kernels.device import DeviceProfile
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
+from dnd_fast.kernels.reference import CONVOLUTIONS, Convolution
 
-CONVOLUTIONS = ("a_width", "a_height", "b_height", "b_width", "layerwise")
 MAX_DFT = 64
 Weights = Literal["cached", "streamed", "int8"]
 # Of one convolution: the seconds of "direct" and of "N1xN2", the lengths of a DFT.
@@ -36,6 +36,11 @@ class ConvShape:
     channels_in: int
     channels_out: int
     kernel: int
+
+    @property
+    def convolution(self) -> Convolution:
+        """Which of a block's convolutions it is."""
+        return CONVOLUTIONS[self.name.partition(".")[2]]
 
     @property
     def direct_flops(self) -> float:
@@ -105,6 +110,18 @@ class DecoderPlan:
     workspace_bytes: int = WORKSPACE_BYTES
 
     @property
+    def blocks(self) -> int:
+        """Number of the decoder's blocks."""
+        return len(self.convolutions) // len(CONVOLUTIONS)
+
+    def block(self, index: int) -> dict[str, ConvPlan]:
+        """The choices for one block, by name of the convolution as in
+        :data:`dnd_fast.kernels.reference.CONVOLUTIONS`."""
+        count = len(CONVOLUTIONS)
+        choices = self.convolutions[index * count : (index + 1) * count]
+        return dict(zip(CONVOLUTIONS, choices, strict=True))
+
+    @property
     def seconds(self) -> float:
         """Of one pass, or one training step."""
         return sum(choice.seconds for choice in self.convolutions)
@@ -122,20 +139,11 @@ class DecoderPlan:
 
 def decoder_convolutions(features: Sequence[Sequence[int]], kernel: int) -> list[ConvShape]:
     """The five convolutions of every block, named ``BLOCK.CONVOLUTION``."""
-    shapes = []
-    for block, ((n, length, c), (n2, length2, c2)) in enumerate(itertools.pairwise(features)):
-        sizes = (
-            (length, n, c, c2),
-            (n, c2, length, length2),
-            (n, c, length, length2),
-            (length2, n, c, c2),
-            (length2, c2, n, n2),
-        )
-        shapes += [
-            ConvShape(f"{block}.{name}", *size, kernel)
-            for name, size in zip(CONVOLUTIONS, sizes, strict=True)
-        ]
-    return shapes
+    return [
+        ConvShape(f"{block}.{convolution.name}", *convolution.sizes(before, after), kernel)
+        for block, (before, after) in enumerate(itertools.pairwise(features))
+        for convolution in CONVOLUTIONS.values()
+    ]
 
 
 def plan_decoder(

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnd_fast.kernels.reference import hyper_conv_block
+from dnd_fast.kernels.reference import CONVOLUTIONS, TENSORS, direct, hyper_conv_block
 
 
 def naive_block(x, norm_w, norm_b, a_w, a_h, b_h, b_w, bias, layer, layer_b):
@@ -110,3 +110,28 @@ def test_runs_without_triton(module):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "[1, 3, 2, 2]" in result.stdout
+
+
+def test_the_table_of_convolutions_is_what_the_block_does():
+    """Order of the dimensions, sizes and channels, against the tensors that the block hands out."""
+    before, after = (2, 3, 5), (7, 11, 13)
+    seen = {}
+
+    def spy(name, x, weight):
+        seen[name] = (*x.shape[2:], x.shape[1], weight.shape[0])
+        return direct(name, x, weight)
+
+    arguments = random_block(before, after, 3, 1)
+    hyper_conv_block(*arguments, convolve=spy)
+    assert seen == {
+        name: convolution.sizes(before, after) for name, convolution in CONVOLUTIONS.items()
+    }
+
+
+def test_the_table_of_convolutions_is_consistent():
+    """Every convolution gives its channels their final size, and leaves the other sizes alone."""
+    for convolution in CONVOLUTIONS.values():
+        mapped = {*TENSORS[convolution.source], convolution.channel_dim}
+        assert set(TENSORS[convolution.target]) == mapped
+        x = torch.randn(2, 3, 4, 5)
+        assert torch.equal(x.permute(convolution.order).permute(convolution.order), x)

@@ -129,3 +129,12 @@ def test_no_plan_beats_the_floor():
     for name in ("h200", "a100", "cpu"):
         floor = bandwidth_bound_seconds(RECIPE.features, 9, PROFILES[name])
         assert 0 < floor < plan_decoder(RECIPE.features, 9, PROFILES[name]).seconds
+
+
+def test_choices_of_a_block():
+    plan = plan_decoder([(3, 5, 4), (2, 6, 7), (8, 3, 5)], 3, CPU)
+    for index in range(2):
+        block = plan.block(index)
+        assert [choice.shape.name for choice in block.values()] == [f"{index}.{n}" for n in block]
+        assert all(choice.shape.convolution.name == name for name, choice in block.items())
+    assert [*plan.block(0).values(), *plan.block(1).values()] == [*plan.convolutions]
