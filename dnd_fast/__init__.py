@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dnd_fast.convert import load_decoder
     from dnd_fast.decoder.model import HyperConvDecoder
+    from dnd_fast.decoder.prepared import PreparedDecoder
     from dnd_fast.errors import InvalidInput
     from dnd_fast.generator import Generator, generate
     from dnd_fast.lora.adapter import Adapter
@@ -30,6 +31,7 @@ _HOME = {
     "Generator": "generator",
     "HyperConvDecoder": "decoder.model",
     "InvalidInput": "errors",
+    "PreparedDecoder": "decoder.prepared",
     "Recipe": "recipe",
     "TextEncoder": "text.encoder",
     "TokenLayout": "lora.layout",
@@ -44,6 +46,7 @@ __all__ = [
     "Generator",
     "HyperConvDecoder",
     "InvalidInput",
+    "PreparedDecoder",
     "Recipe",
     "TextEncoder",
     "TokenLayout",

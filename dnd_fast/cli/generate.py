@@ -20,17 +20,46 @@ def generate(
     device: Annotated[
         str | None, typer.Option(help="'cpu', 'cuda', …", show_default="best")
     ] = None,
-    impl: Annotated[Impl, typer.Option(help="How the decoder runs.")] = Impl.auto,
+    impl: Annotated[
+        Impl, typer.Option(help="How the decoder runs: on the Triton kernels, or in PyTorch.")
+    ] = Impl.auto,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Run PyTorch under torch.compile.")
+    ] = False,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            help="GB that the decoder may take beside its weights.",
+            show_default="DND_FAST_MEMORY, else half of what is free",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the choice among more prompts than needed.")] = 0,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say how the decoder ran, and how fast.")
+    ] = False,
 ) -> None:
     """Generate an adapter for a task from its unlabelled prompts."""
+    import torch
+
+    from dnd_fast.decoder.planning import one_pass
     from dnd_fast.generator import Generator
-    from dnd_fast.generator import generate as generate_adapter
+    from dnd_fast.text.encoder import move
 
     with console.status("loading the generator"):
         loaded = Generator.from_pretrained(generator)
-    adapter = generate_adapter(prompts, loaded, device=device, impl=impl.value, seed=seed)
+        move(loaded, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with console.status("preparing the decoder"):
+        prepared = loaded.prepare(
+            impl=impl.value,
+            compile=compile,
+            memory=1e9 * memory if memory is not None else None,
+            **one_pass(loaded.decoder),
+        )
+    with console.status("generating"):
+        adapter = loaded.generate(prompts, seed=seed)
     adapter.save(out)
+    if verbose:
+        console.print(prepared.describe(), highlight=False, soft_wrap=True)
     stages = ", ".join(f"{name} {1e3 * value:.0f} ms" for name, value in loaded.timings.items())
     base = loaded.layout.base_model or "its base model"
     console.print(

@@ -64,10 +64,18 @@ def _describe_expert(source: str) -> dict[str, Any]:
 
 
 def _describe_generator(source: str) -> dict[str, Any]:
+    import torch
+
+    from dnd_fast.decoder.planning import default_memory
+    from dnd_fast.decoder.prepared import choose, describe
     from dnd_fast.generator import Generator
     from dnd_fast.svf.layout import ExpertLayout
 
     generator = Generator.from_pretrained(source)
+    if torch.cuda.is_available():
+        generator.to("cuda")
+    decoder = generator.decoder
+    plan, impl, compiled = choose(decoder, memory=default_memory(decoder))
     condition, layout = generator.config.condition, generator.layout
     if isinstance(layout, ExpertLayout):
         made = {"makes": f"SVF experts, {layout.parametrisation}", "modules": len(layout.sizes)}
@@ -81,9 +89,10 @@ def _describe_generator(source: str) -> dict[str, Any]:
         "base model": layout.base_model,
         "text encoder": condition.encoder,
         "condition": f"{condition.prompts} prompts of {condition.length} tokens",
-        "decoder": " → ".join(str(tuple(shape)) for shape in generator.decoder.features),
-        "kernel size": generator.decoder.kernel_size,
+        "decoder": " → ".join(str(tuple(shape)) for shape in decoder.features),
+        "kernel size": decoder.kernel_size,
         "parameters": f"{sum(p.numel() for p in generator.parameters()):,}",
         **made,
         "tokens": f"{layout.num_tokens} of {layout.token_shape}, scale {layout.scale}",
+        "runs here as": describe(plan, impl, compiled, decoder.dtype, decoder.device),
     }

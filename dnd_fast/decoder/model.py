@@ -223,18 +223,12 @@ class HyperConvDecoder(nn.Module):
             InvalidInput: an implementation that was named cannot run, nothing fits into
                 ``memory``, the plan is for another decoder, or a word is unknown.
         """
-        from dnd_fast.decoder.prepared import prepare
+        from dnd_fast.decoder.prepared import PreparedDecoder, choose
 
-        return prepare(
-            self,
-            plan,
-            batch=batch,
-            memory=memory,
-            weights=weights,
-            impl=impl,
-            compile=compile,
-            layout=layout,
+        chosen, named, compile = choose(
+            self, plan, batch=batch, memory=memory, weights=weights, impl=impl, compile=compile
         )
+        return PreparedDecoder(self, chosen, named, compile=compile, layout=layout)
 
     def forward(self, condition: Tensor) -> Tensor:
         """Decode condition embeddings into weight tokens.

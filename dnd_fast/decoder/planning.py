@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import psutil
 import torch
@@ -129,7 +129,7 @@ def is_small(decoder: HyperConvDecoder, batch: int = 1, seconds: float = SMALL_S
     return flops / _profile(decoder, "torch").direct_flops < seconds
 
 
-def one_pass(decoder: HyperConvDecoder) -> dict[str, str]:
+def one_pass(decoder: HyperConvDecoder) -> dict[str, Any]:
     """Options of ``prepare`` for a decoder that runs once: what is soonest, preparing included."""
     if decoder.device.type != "cpu":  # packing weights takes a GPU no time worth saving
         return {}

@@ -212,18 +212,18 @@ class PlannedBlock(nn.Module):
         return hyper_conv_block(x, **self.tensors, convolve=self.convolutions)
 
 
-def prepare(
+def choose(
     decoder: HyperConvDecoder,
-    plan: DecoderPlan | Literal["auto", "direct", "fft"],
+    plan: DecoderPlan | Literal["auto", "direct", "fft"] = "auto",
     *,
-    batch: int,
-    memory: float | None,
-    weights: WeightChoice,
-    impl: Impl,
-    compile: bool,
-    layout: Layout | None,
-) -> PreparedDecoder:
-    """What :meth:`dnd_fast.decoder.model.HyperConvDecoder.prepare` does."""
+    batch: int = 1,
+    memory: float | None = None,
+    weights: WeightChoice = "auto",
+    impl: Impl = "auto",
+    compile: bool = False,
+) -> tuple[DecoderPlan, NamedImpl, bool]:
+    """Plan, implementation, and whether it is compiled, for the arguments of
+    :meth:`dnd_fast.decoder.model.HyperConvDecoder.prepare`."""
     named, compile = resolve_impl(impl, compile, decoder.device, decoder.dtype)
     if plan == "auto" and memory is None and is_small(decoder, batch):
         plan = "direct"
@@ -231,7 +231,7 @@ def prepare(
         chosen = plan_for(decoder, batch=batch, memory=memory, weights=weights, impl=named)
     else:
         chosen = decoder.checked_plan(plan, "cached" if weights == "auto" else weights)
-    return PreparedDecoder(decoder, chosen, named, compile=compile, layout=layout)
+    return chosen, named, compile
 
 
 def describe(
