@@ -12,9 +12,8 @@ from typing import Annotated
 
 import typer
 
-from dnd_fast.bench import alternatives, decoder, latency, training
+from dnd_fast.bench import alternatives, decoder, latency, plots, training
 from dnd_fast.bench.experiments import demo, experts
-from dnd_fast.bench.harness import plots
 
 README = Path(__file__).parents[1] / "README.md"
 TABLES: dict[str, Callable[[], str]] = {

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dnd_fast.bench import latency, report
-from dnd_fast.bench.harness import plots, results
+from dnd_fast.bench import latency, plots, report
+from dnd_fast.bench.harness import results
 
 pytest.importorskip("matplotlib")
 PROFILE = {"gemm_flops": 5e14, "bandwidth": 3e12, "dense": True}
