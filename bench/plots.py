@@ -52,7 +52,7 @@ def gpu_latency() -> list[dict[str, Any]]:
 
 def gpu_kernels() -> list[dict[str, Any]]:
     """The newest committed run of bench.kernels of every recipe on a GPU."""
-    return [row for row in latest("kernels", "recipe", "device") if row["profile"]["dense"]]
+    return [row for row in latest("kernels", "recipe", "device") if row["profile"]["fused_2d_dft"]]
 
 
 def _draw(name: str, plot: Callable[[Axes], None]) -> Path:

@@ -1,12 +1,15 @@
 """Plots are drawn from results, and only from those that there are."""
 
+import dataclasses
+
 import pytest
 
 from dnd_fast.bench import latency, plots, report
 from dnd_fast.bench.harness import results
+from dnd_fast.kernels.device import PROFILES
 
 pytest.importorskip("matplotlib")
-PROFILE = {"gemm_flops": 5e14, "bandwidth": 3e12, "dense": True}
+PROFILE = dataclasses.replace(PROFILES["h200"], gemm_flops=5e14, bandwidth=3e12)
 
 
 @pytest.fixture(autouse=True)
@@ -39,11 +42,11 @@ def save_latency(device="a GPU", gpu=True):
             )
 
 
-def save_kernels(dense=True):
+def save_kernels(profile=PROFILE):
     row = {"p20_p50_p80_seconds": [9e-5, 1e-4, 2e-4], "bytes": 1e8, "flops": 1e10}
     rows = [row | {"layer": "0", "kernel": name} for name in ("dft_forward", "bin_gemm")]
     figures = {"seed": 0, "recipe": "math-7b", "device": "a GPU", "kernels": rows}
-    results.append("kernels", figures | {"profile": PROFILE | {"dense": dense}})
+    results.append("kernels", figures | {"profile": profile.__dict__})
 
 
 def axes():
@@ -58,7 +61,7 @@ def axes():
 def test_nothing_is_drawn_of_nothing(here, monkeypatch):
     monkeypatch.setattr(plots, "plot_plans", lambda axes: None)
     save_latency("a CPU", gpu=False)
-    save_kernels(dense=False)
+    save_kernels(PROFILES["cpu"])
     assert [path.name for path in plots.draw_all()] == ["plans.png"]
     assert plots.images() == {}
     assert "![" not in report.TABLES["latency"]()
