@@ -34,7 +34,7 @@ def quality() -> str:
 
 def speed() -> str:
     """Ratios, each within one run on one machine."""
-    return table(("what", "against", "machine", ""), list(_speedups()))
+    return table(("what", "against", "machine", "ratio"), list(_speedups()))
 
 
 def _speedups() -> Iterator[tuple[str, str, str, str]]:
