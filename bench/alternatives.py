@@ -50,6 +50,7 @@ from transformers import (
 
 from dnd_fast.bench.experiments.demo_evaluation import Adapters, score
 from dnd_fast.bench.experiments.large import compare_large
+from dnd_fast.bench.harness.markdown import NO_RESULTS, table, times
 from dnd_fast.bench.harness.results import append, latest, prompts_hash, provenance
 from dnd_fast.bench.harness.timing import console, percentiles, require_steady, speedup
 from dnd_fast.cli.console import progress_bars
@@ -269,18 +270,20 @@ def compare(
     }
 
 
+def load() -> list[dict[str, Any]]:
+    """The newest committed result of every machine."""
+    return latest("alternatives", "device")
+
+
 def markdown() -> str:
-    """README's tables from the committed results, machine by machine: ratios within one run."""
-    results = latest("alternatives", "device")
-    if not results:
-        return "No results are committed yet."
-    return "\n\n".join(text for figures in results for text in _tables(figures))
+    """The committed results, machine by machine: ratios within one run."""
+    return "\n\n".join(text for figures in load() for text in _tables(figures)) or NO_RESULTS
 
 
 def _tables(figures: Mapping[str, Any]) -> Iterator[str]:
     """What was measured, and what has to be known to read it."""
     demo, large = figures["demo"], figures["large"]
-    yield _markdown_table(
+    yield table(
         ("the demo's unseen tasks", "exact match", "time against one generation"),
         [(name, accuracy, ratio) for name, accuracy, _, ratio in _rows(demo)],
     )
@@ -293,7 +296,7 @@ def _tables(figures: Mapping[str, Any]) -> Iterator[str]:
         "nothing about large models. The paper claims 2,500x to 12,000x against full-shot tuning."
     )
     if large:
-        yield _markdown_table(
+        yield table(
             (f"{large['recipe']}, time only", "time against one generation"),
             [(name, ratio) for name, _, ratio in _large_rows(large)],
         )
@@ -304,10 +307,6 @@ def _tables(figures: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
-
-
 def _rows(demo: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Name, exact match, seconds, ratio."""
     return [
@@ -315,7 +314,7 @@ def _rows(demo: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             name,
             f"{mean(demo['accuracy'][name]):.3f}",
             f"{median(values):.2f}",
-            _times(demo["ratio"][name]),
+            times(demo["ratio"][name]),
         )
         for name, values in demo["seconds"].items()
     ]
@@ -325,12 +324,12 @@ def _large_rows(large: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name, seconds, ratio."""
     seconds, ratio = large["scaled_seconds"], large["ratio"]
     return [
-        (GENERATED, f"{median(large['generation_seconds']):.2f}", _times(1.0)),
+        (GENERATED, f"{median(large['generation_seconds']):.2f}", times(1.0)),
         *(
             (
                 f"LoRA, {_timed(large)} steps timed, scaled to {steps}",
                 f"{seconds[steps]:.1f}",
-                _times(ratio[steps]),
+                times(ratio[steps]),
             )
             for steps in ratio
         ),
@@ -341,24 +340,18 @@ def _timed(large: Mapping[str, Any]) -> int:
     return len(large["step_seconds"])
 
 
-def _times(ratio: float) -> str:
-    return f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
-
-
 def _print(figures: Mapping[str, Any]) -> None:
-    table = Table(
-        "demo, unseen tasks", "exact match", "s per task", "against one generation", box=None
-    )
+    columns = ("demo, unseen tasks", "exact match", "s per task", "against one generation")
+    printed = Table(*columns, box=None)
     for row in _rows(figures["demo"]):
-        table.add_row(*row)
-    console.print(table)
+        printed.add_row(*row)
+    console.print(printed)
     if large := figures["large"]:
-        table = Table(
-            f"{large['recipe']}, {large['dtype']}", "s", "against one generation", box=None
-        )
+        title = f"{large['recipe']}, {large['dtype']}"
+        printed = Table(title, "s", "against one generation", box=None)
         for name, *values in _large_rows(large):
-            table.add_row(name, *values)
-        console.print(table)
+            printed.add_row(name, *values)
+        console.print(printed)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from dnd_fast.bench.harness.markdown import faster, table
 from dnd_fast.bench.harness.results import append, latest, provenance
 from dnd_fast.bench.harness.timing import (
     console,
@@ -126,35 +127,46 @@ def _timings(
     }
 
 
+def load() -> list[dict[str, Any]]:
+    """The newest committed result of every recipe and machine."""
+    return latest("decoder", "recipe", "device")
+
+
 def markdown() -> str:
-    """README's table from the committed results: ratios within one run."""
-    results = latest("decoder", "recipe", "device")
-    if not results:
-        return "No results are committed yet."
-    lines = [
-        "| recipe, one adapter | machine | against eager float32 | against eager bfloat16 | "
-        "against compiled float32 | arithmetic saved | peak memory | "
-        "difference from eager float32 | timed rounds |",
-        "| --- |" + " --- |" * 8,
-    ]
-    for figures in results:
-        lines.append(
-            f"| {figures['recipe']} | {figures['device']} "
-            f"| {figures['speedup_over_eager_fp32']:.1f}x faster "
-            f"| {figures['speedup_over_eager_bf16']:.1f}x faster "
-            f"| {_against(figures, COMPILED_FP32)} "
-            f"| {figures['arithmetic_saved']:.1f}x | {figures['peak_memory_gb']:.1f} GB "
-            f"| {figures['difference_from_eager_fp32'][PLANNED]:.1e} "
-            f"| {len(figures['seconds'][PLANNED])} |"
+    """The committed results: ratios within one run."""
+    head = (
+        "recipe, one adapter",
+        "machine",
+        "against eager float32",
+        "against eager bfloat16",
+        "against compiled float32",
+        "arithmetic saved",
+        "peak memory",
+        "difference from eager float32",
+        "timed rounds",
+    )
+    rows = [
+        (
+            figures["recipe"],
+            figures["device"],
+            faster(figures["speedup_over_eager_fp32"]),
+            faster(figures["speedup_over_eager_bf16"]),
+            _against(figures, COMPILED_FP32),
+            f"{figures['arithmetic_saved']:.1f}x",
+            f"{figures['peak_memory_gb']:.1f} GB",
+            f"{figures['difference_from_eager_fp32'][PLANNED]:.1e}",
+            str(len(figures["seconds"][PLANNED])),
         )
-    return "\n".join(lines)
+        for figures in load()
+    ]
+    return table(head, rows)
 
 
 def _against(figures: dict[str, Any], baseline: str) -> str:
     """How much faster ours was; nothing where the baseline has not been timed."""
     if baseline not in figures["seconds"]:
         return ""
-    return f"{speedup(figures['seconds'], baseline, PLANNED):.1f}x faster"
+    return faster(speedup(figures["seconds"], baseline, PLANNED))
 
 
 def require_exact(plan: DecoderPlan, device: torch.device) -> float:
@@ -197,16 +209,16 @@ def _planned_pass(spec: DecoderSpec, plan: DecoderPlan, device: torch.device) ->
 
 
 def _print(figures: dict[str, Any]) -> None:
-    table = Table("", "median s", "spread", "GFLOP/s done", "from eager fp32", box=None)
+    printed = Table("", "median s", "spread", "GFLOP/s done", "from eager fp32", box=None)
     for name, values in figures["seconds"].items():
-        table.add_row(
+        printed.add_row(
             name,
             f"{median(values):.2f}",
             f"{values[0]:.2f} to {values[-1]:.2f}",
             f"{figures['gflops_done'][name]:.0f}",
             f"{figures['difference_from_eager_fp32'][name]:.1e}",
         )
-    console.print(table)
+    console.print(printed)
     console.print(
         f"{figures['speedup_over_eager_fp32']:.1f}x eager float32, "
         f"{figures['speedup_over_eager_bf16']:.1f}x eager bfloat16; peak memory "

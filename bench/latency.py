@@ -25,7 +25,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from enum import StrEnum
@@ -41,7 +40,9 @@ from torch import Tensor
 
 from dnd_fast.bench.decoder import require_exact
 from dnd_fast.bench.harness.encoder import load_encoder
+from dnd_fast.bench.harness.markdown import faster, table
 from dnd_fast.bench.harness.results import append, latest, prompts_hash, provenance
+from dnd_fast.bench.harness.stages import generation_stages
 from dnd_fast.bench.harness.timing import (
     CPU,
     console,
@@ -61,7 +62,6 @@ from dnd_fast.generator import Generator
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.kernels.device import DeviceProfile, calibrate
 from dnd_fast.kernels.planner.cost_model import DecoderPlan
-from dnd_fast.lora.adapter import Adapter
 from dnd_fast.recipe import Recipe
 from dnd_fast.text.encoder import TextEncoder
 from dnd_fast.text.prompts import read_prompts, sample_prompts
@@ -222,7 +222,7 @@ def _measure(
     prepared = time.perf_counter()
     generator.generate(tasks)
     first = time.perf_counter()
-    stages = _stages(generator, tasks, run.rounds)
+    stages = generation_stages(generator, tasks, run.rounds)
     device_memory, host_memory = peak_memory(run.device), peak_memory(CPU)
     require_exact(plan, run.device)
     with torch.no_grad():
@@ -282,45 +282,6 @@ def _generator(recipe: Recipe, encoder: TextEncoder, run: Run) -> Generator:
     return generator.to(run.device).to(run.dtype)
 
 
-def _stages(generator: Generator, tasks: list[list[str]], rounds: int) -> dict[str, list[float]]:
-    """p20, p50 and p80 seconds of every stage of generating and saving.
-
-    Generating tokenises inside of one stage and copies to the host inside of another: both are
-    timed once more on their own, and taken off.
-    """
-    prompts = [prompt for task in tasks for prompt in task]
-    seconds: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(rounds):
-            tokenized = _seconds(lambda: generator.encoder.tokenizer(prompts, verbose=False))
-            adapters = generator.generate(tasks)
-            elements = sum(tensor.numel() for tensor in adapters[0].tensors.values())
-            to_host = _seconds(torch.empty(len(tasks), elements, device=generator.device).cpu)
-            times = {
-                "tokenize": tokenized,
-                "encode": generator.timings["encode"] - tokenized,
-                "decode": generator.timings["decode"],
-                "detokenize": max(0.0, generator.timings["detokenize"] - to_host),
-                "to_host": to_host,
-            }
-            times["total"] = sum(times.values())
-            times["save"] = _seconds(partial(_save, adapters, Path(folder)))
-            for name, value in times.items():
-                seconds.setdefault(name, []).append(value)
-    return {name: percentiles(values) for name, values in seconds.items()}
-
-
-def _save(adapters: list[Adapter], folder: Path) -> None:
-    for index, adapter in enumerate(adapters):
-        adapter.save(folder / str(index))
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def _against_baselines(
     run: Run, recipe: Recipe, generator: Generator, condition: Tensor
 ) -> tuple[dict[str, list[float]], float | None]:
@@ -364,12 +325,12 @@ def _ceiling(plan: DecoderPlan, profile: DeviceProfile) -> float:
 
 def _print(figures: dict[str, Any]) -> None:
     title = f"{figures['recipe']}, batch {figures['batch']}, {figures['dtype']}"
-    table = Table("stage", "p20", "p50", "p80", title=title, box=None)
+    printed = Table("stage", "p20", "p50", "p80", title=title, box=None)
     for name, values in figures["stages_p20_p50_p80"].items():
-        table.add_row(name.replace("_", " "), *(seconds_text(value) for value in values))
+        printed.add_row(name.replace("_", " "), *(seconds_text(value) for value in values))
     for name, values in figures["decode_seconds"].items():
-        table.add_row(f"decode, {name}", *(seconds_text(value) for value in percentiles(values)))
-    console.print(table)
+        printed.add_row(f"decode, {name}", *(seconds_text(value) for value in percentiles(values)))
+    console.print(printed)
     for name, factor in figures["speedup_over"].items():
         console.print(f"ours decodes {factor:.1f}x faster than the {name} form")
     if figures["difference_from_published"] is not None:
@@ -399,33 +360,38 @@ def load() -> list[dict[str, Any]]:
 
 
 def markdown() -> str:
-    """README's table from the committed results of one adapter a pass: ratios within one run."""
+    """The committed results of one adapter a pass: ratios within one run."""
     rows = load()
-    if not rows:
-        return "No results are committed yet."
-    lines = [
-        "| recipe | machine | prompts to tokens | decoder against eager bfloat16 | "
-        "of its ceiling | peak memory | most adapters a second | paper, A100 |",
-        "| --- |" + " --- |" * 7,
+    head = (
+        "recipe",
+        "machine",
+        "prompts to tokens",
+        "decoder against eager bfloat16",
+        "of its ceiling",
+        "peak memory",
+        "most adapters a second",
+        "paper, A100",
+    )
+    return table(head, [_cells(row, rows) for row in rows if row["batch"] == 1])
+
+
+def _cells(row: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """A result as a row of the table; absolute times of GPUs alone."""
+    gpu, against = row["peak_device_gb"], row["speedup_over"].get(EAGER)
+    keys = ("recipe", "weights", "device")
+    sweep = [other for other in rows if all(other[key] == row[key] for key in keys)]
+    best = max(sweep, key=lambda other: other["adapters_per_second"])
+    most = f"{best['adapters_per_second']:,.4g}, {best['batch']} a pass"
+    return [
+        row["recipe"] if row["weights"] == "cached" else f"{row['recipe']}, {row['weights']}",
+        row["device"],
+        "" if gpu is None else seconds_text(row["prompts_to_tokens_seconds"]),
+        "" if against is None else faster(against),
+        f"{row['ceiling_share']:.0%}",
+        f"{row['peak_host_gb'] if gpu is None else gpu:.1f} GB",
+        "" if gpu is None else most,
+        f"{row['paper_a100_seconds']} s, {row['paper_a100_gb']} GB",
     ]
-    for row in rows:
-        if row["batch"] > 1:
-            continue
-        gpu, against = row["peak_device_gb"], row["speedup_over"].get(EAGER)
-        keys = ("recipe", "weights", "device")
-        sweep = [each for each in rows if all(each[key] == row[key] for key in keys)]
-        best = max(sweep, key=lambda each: each["adapters_per_second"])
-        most = f"{best['adapters_per_second']:,.4g}, {best['batch']} a pass"
-        name = row["recipe"] if row["weights"] == "cached" else f"{row['recipe']}, {row['weights']}"
-        lines.append(
-            f"| {name} | {row['device']} "
-            f"| {'' if gpu is None else seconds_text(row['prompts_to_tokens_seconds'])} "
-            f"| {'' if against is None else f'{against:.1f}x faster'} "
-            f"| {row['ceiling_share']:.0%} | {row['peak_host_gb'] if gpu is None else gpu:.1f} GB "
-            f"| {'' if gpu is None else most} "
-            f"| {row['paper_a100_seconds']} s, {row['paper_a100_gb']} GB |"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import clip_grad_norm_
 
+from dnd_fast.bench.harness.markdown import faster, table
 from dnd_fast.bench.harness.results import append, latest, provenance
 from dnd_fast.bench.harness.timing import (
     console,
@@ -292,16 +293,16 @@ def _print(figures: Mapping[str, Any]) -> None:
     title = f"{figures['decoder']}, batch {figures['batch']}"
     if figures["batch"] < figures["wanted_batch"]:
         title += f" of {figures['wanted_batch']}"
-    table = Table("one step", "median", "spread", "samples/s", *COMPONENTS, title=title, box=None)
+    printed = Table("one step", "median", "spread", "samples/s", *COMPONENTS, title=title, box=None)
     for name, values in figures["seconds"].items():
-        table.add_row(
+        printed.add_row(
             name,
             seconds_text(median(values)),
             f"{figures['spread'][name]:.0%}",
             f"{figures['samples_per_second'][name]:.2f}",
             *(f"{figures['memory_gb'][name][part]:.2f}" for part in COMPONENTS),
         )
-    console.print(table)
+    console.print(printed)
     console.print(
         f"{figures['speedup']:.1f}x faster, gradients differ by "
         f"{figures['gradient_difference']:.1e}; memory in GB, {figures['memory_is']}."
@@ -309,48 +310,54 @@ def _print(figures: Mapping[str, Any]) -> None:
 
 
 def _print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
-    table = Table("predicted GB", "batch", *COMPONENTS, "batch within 80 GB", box=None)
+    printed = Table("predicted GB", "batch", *COMPONENTS, "batch within 80 GB", box=None)
     for each in predictions:
         for form, parts in each["predicted_gb"].items():
             sizes = (f"{parts[part]:.1f}" for part in COMPONENTS)
             name = f"{each['recipe']}, {form}"
-            table.add_row(name, str(each["batch"]), *sizes, str(each["fitting_batch"]))
-    console.print(table)
+            printed.add_row(name, str(each["batch"]), *sizes, str(each["fitting_batch"]))
+    console.print(printed)
+
+
+def load() -> list[dict[str, Any]]:
+    """The newest committed result of every decoder, batch and machine."""
+    return latest("training", "decoder", "batch", "device")
 
 
 def markdown() -> str:
-    """README's tables from the committed results."""
-    lines = [
-        "| decoder | machine | training step, against direct float32 | gradients differ by |",
-        "| --- | --- | --- | --- |",
-    ]
-    for figures in latest("training", "decoder", "batch", "device"):
+    """The committed times of a step: ratios within one run."""
+    head = ("decoder", "machine", "training step, against direct float32", "gradients differ by")
+    rows = []
+    for figures in load():
         shapes = " → ".join(str(tuple(shape)) for shape in figures["features"])
         name = figures["decoder"] if figures["decoder"] != MIDDLE_NAME else shapes
-        lines.append(
-            f"| {name}, k = {figures['kernel_size']}, batch {figures['batch']} "
-            f"| {figures['device']} | {figures['speedup']:.1f}x faster "
-            f"| {figures['gradient_difference']:.1e} |"
+        rows.append(
+            (
+                f"{name}, k = {figures['kernel_size']}, batch {figures['batch']}",
+                figures["device"],
+                faster(figures["speedup"]),
+                f"{figures['gradient_difference']:.1e}",
+            )
         )
-    predictions = latest("memory", "recipe")
-    if predictions:
-        lines += [
-            "",
-            "Memory of a planned step in float32 with the batch that the paper trains with, "
-            "predicted, in GB:",
-            "",
-            f"| recipe | batch | {' | '.join(COMPONENTS)} | direct form's peak "
-            "| batch within 80 GB |",
-            "| --- |" + " --- |" * (len(COMPONENTS) + 3),
-        ]
-    for each in predictions:
-        planned, direct = each["predicted_gb"][PLANNED], each["predicted_gb"][DIRECT]
-        sizes = " | ".join(f"{planned[part]:.1f}" for part in COMPONENTS)
-        lines.append(
-            f"| {each['recipe']} | {each['batch']} | {sizes} | {direct['peak']:.1f} "
-            f"| {each['fitting_batch']} |"
+    return table(head, rows)
+
+
+def memory_markdown() -> str:
+    """The committed predictions of a planned float32 step's memory, in GB."""
+    head = ("recipe", "batch", *COMPONENTS, "direct form's peak", "batch within 80 GB")
+    rows = []
+    for figures in latest("memory", "recipe"):
+        planned, direct = figures["predicted_gb"][PLANNED], figures["predicted_gb"][DIRECT]
+        sizes = [*(planned[part] for part in COMPONENTS), direct["peak"]]
+        rows.append(
+            (
+                figures["recipe"],
+                str(figures["batch"]),
+                *(f"{size:.1f}" for size in sizes),
+                str(figures["fitting_batch"]),
+            )
         )
-    return "\n".join(lines)
+    return table(head, rows)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """SVF experts adapting themselves on the demo's base, to combinations that none was trained on.
 
-python -m bench.adaptation choosing --seed 0  # one expert per prompt; and comparisons
-python -m bench.adaptation mixing --seed 0    # mix experts by a few examples
-python -m bench.adaptation variants --seed 0  # mix them in other ways
-python -m bench.adaptation plot               # confusion matrices and learned coefficients
+python -m bench.experiments.adaptation choosing --seed 0  # one expert per prompt; and comparisons
+python -m bench.experiments.adaptation mixing --seed 0    # mix experts by a few examples
+python -m bench.experiments.adaptation variants --seed 0  # mix them in other ways
+python -m bench.experiments.adaptation plot               # confusion matrices, coefficients
 
 There is an expert for each skill and one for each answer format; a test task combines two of them
 as no training task does. A seed is that of training, examples and search; the rest is as in
-``bench.experts``, where the tables are. About two minutes a command on one CPU core.
+``bench.experiments.experts``, where the tables are. About two minutes a command on one CPU core.
 """
 
 from __future__ import annotations
@@ -244,15 +244,22 @@ def plot() -> None:
     if results := bench.load("choosing"):
         skills = [s for s in SKILLS if any(t.startswith(f"{s},") for t in results[0]["tasks"])]
         kept = [list(SKILLS).index(skill) for skill in skills]
-        figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
+        figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained", sharey=True)
         for axis, strategy in zip(axes, ("prompt", "classifier"), strict=True):
             shares = torch.tensor([result["confusion"][strategy] for result in results]).mean(0)
-            _heatmap(axis, shares[kept], skills, [*SKILLS, OTHERS], strategy)
+            _heatmap(axis, shares[kept], skills, [*SKILLS, OTHERS])
+            axis.set_title(f"strategy {strategy!r}")
+            axis.set_xlabel("share of prompts by chosen expert")
+        axes[0].set_ylabel("skill that the prompts ask for")
         _save(figure, "experts-confusion.png")
     if results := bench.load("mixing"):
-        figure, axis = plt.subplots(figsize=(11, 5), layout="constrained")
+        figure, axis = plt.subplots(figsize=(11, 5.2), layout="constrained")
         alpha = torch.tensor([result["alpha"]["few-shot"] for result in results]).mean(0)
-        _heatmap(axis, alpha, results[0]["tasks"], results[0]["names"], "few-shot: coefficients")
+        _heatmap(axis, alpha, results[0]["tasks"], results[0]["names"])
+        axis.set_title(f"few-shot: coefficients of the experts, means of {len(results)} seeds")
+        axis.set_xlabel("experts: skills, then answer formats")
+        axis.set_ylabel("unseen task")
+        axis.axvline(len(SKILLS) - 0.5, color="black", linewidth=0.8)
         _save(figure, "experts-alpha.png")
 
 
@@ -261,14 +268,16 @@ def _save(figure: Any, name: str) -> None:
     print(f"Wrote {RESULTS / name}.")
 
 
-def _heatmap(axis: Any, values: Tensor, rows: list[str], columns: list[str], title: str) -> None:
+def _heatmap(axis: Any, values: Tensor, rows: list[str], columns: list[str]) -> None:
     limit = values.abs().max().item()
     axis.imshow(values.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     axis.set_xticks(range(len(columns)), columns, rotation=90)
     axis.set_yticks(range(len(rows)), rows)
-    axis.set_title(title)
+    axis.tick_params(length=0)
     for y, x in (values.abs() >= 0.3).nonzero().tolist():
-        axis.text(x, y, f"{values[y, x]:.1f}", ha="center", va="center", fontsize=7)
+        value = values[y, x].item()
+        colour = "white" if abs(value) > 0.6 * limit else "black"  # on a dark cell
+        axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The demo benchmark: train everything from nothing for one seed, and evaluate it.
 
-python -m bench.demo run --seed 1     # about half an hour on one CPU core
-python -m bench.demo table            # README's table from the committed results
+python -m bench.experiments.demo --seed 1     # about half an hour on one CPU core
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from dnd_fast.bench.harness.markdown import table
 from dnd_fast.bench.harness.results import append, latest
-
-app = typer.Typer(no_args_is_help=True, help=__doc__)
 
 # Row of the table: label, path in a result file.
 ZERO_SHOT = {
@@ -45,7 +43,6 @@ WEAK_SPOTS = {
 }
 
 
-@app.command()
 def run(seed: Annotated[int, typer.Option(help="Of base, split, adapters and generator.")]) -> None:
     """Train and evaluate one seed; adds a line to bench/results/demo.jsonl."""
     from dnd_fast.bench.experiments.demo_evaluation import evaluate
@@ -75,31 +72,32 @@ def run(seed: Annotated[int, typer.Option(help="Of base, split, adapters and gen
     Console().print(f"Wrote {path}.")
 
 
-@app.command()
-def table() -> None:
-    """Print README's tables from the committed results."""
-    print(markdown())
-
-
-def markdown() -> str:
-    """Mean over the seeds, with each seed's value, as Markdown tables."""
+def scores() -> str:
+    """Exact match: the mean over the seeds, and each seed's."""
     results = load()
-    seeds = " | ".join(f"seed {result['seed']}" for result in results)
-    lines = [f"| exact match | mean | {seeds} |"]
-    lines.append("| --- |" + " --- |" * (len(results) + 1))
-    for label, path in (ZERO_SHOT | WEAK_SPOTS).items():
-        values = [result[path[0]][path[1]] for result in results]
-        cells = " | ".join(f"{value:.3f}" for value in values)
-        lines.append(f"| {label} | {mean(values):.3f} | {cells} |")
-    lines += ["", "| mean of the seeds, greedy decoding | exact | skill right | format right |"]
-    lines.append("| --- | --- | --- | --- |")
-    for name in results[0]["partial_credit"]:
-        shares = [
-            mean(result["partial_credit"][name][kind] for result in results)
-            for kind in ("exact", "skill", "format")
-        ]
-        lines.append(f"| {name} | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
-    return "\n".join(lines)
+    rows = []
+    for label, (part, name) in (ZERO_SHOT | WEAK_SPOTS).items():
+        values = [result[part][name] for result in results]
+        rows.append((label, *(f"{value:.3f}" for value in (mean(values), *values))))
+    seeds = (f"seed {result['seed']}" for result in results)
+    return table(("exact match", "mean", *seeds), rows)
+
+
+def partial_credit() -> str:
+    """Shares of answers whose skill is right, whose format is, and both; means over the seeds."""
+    results = load()
+    rows = [
+        (
+            name,
+            *(
+                f"{mean(result['partial_credit'][name][kind] for result in results):.2f}"
+                for kind in ("exact", "skill", "format")
+            ),
+        )
+        for name in results[0]["partial_credit"]
+    ]
+    head = ("mean of the seeds, greedy decoding", "exact", "skill right", "format right")
+    return table(head, rows)
 
 
 def load() -> list[dict[str, Any]]:
@@ -108,4 +106,4 @@ def load() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    app()
+    typer.run(run)

@@ -1,9 +1,9 @@
 """A generator that makes SVF experts from prompts, on the demo's base and its test tasks.
 
-python -m bench.expert_generator --seed 0  # about four minutes on one CPU core
+python -m bench.experiments.expert_generator --seed 0  # about four minutes on one CPU core
 
 An expert is fitted to every training task; a generator learns from them by MSE, as the paper's does
-from LoRA, and then end to end through the base (ours). Tables: ``bench.experts``.
+from LoRA, and then end to end through the base (ours). Tables: ``bench.experiments.experts``.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """SVF experts on the demo's base: against LoRA, by objective, and carried over to other bases.
 
-python -m bench.experts methods --seed 0     # one task, one expert: SVF's modules, and LoRA
-python -m bench.experts objectives --seed 0  # one task, one expert: REINFORCE and next-token loss
-python -m bench.experts transfer --seed 0    # one task, one expert: on another base
-python -m bench.experts table                # Markdown from the committed results
+Every task has an expert of its own:
+
+python -m bench.experiments.experts methods --seed 0     # SVF's modules, and LoRA
+python -m bench.experiments.experts objectives --seed 0  # REINFORCE and next-token loss
+python -m bench.experiments.experts transfer --seed 0    # on another base
 
 The base, the split into tasks and the generator are the shipped ones; a seed is that of training.
 Two to four minutes a command on one CPU core. How experts are chosen and mixed:
-``bench.adaptation``.
+``bench.experiments.adaptation``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from dnd_fast.bench.harness.markdown import table
 from dnd_fast.bench.harness.results import append, latest
 from dnd_fast.demo.pretrain import LEARNING_RATE, pretrain, pretraining_batch
 from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED
@@ -67,6 +69,15 @@ OBJECTIVES = {
 }
 RL_TASKS = 2
 RELATED_STEPS, STRANGER_STEPS = 100, 700
+# Tables of scores: title, and the parts of the results whose rows they show.
+SCORES = {
+    "methods": ("trained on the task itself", ["methods"]),
+    "adaptation": (
+        "combinations never trained on",
+        ["choosing", "mixing", "variants", "generator"],
+    ),
+    "transfer": ("carried over to another base", ["transfer"]),
+}
 
 Grades = list[dict[str, float]]
 
@@ -239,45 +250,35 @@ def say(what: str, started: float) -> None:
 def finish(part: str, seed: int, figures: dict[str, Any], started: float) -> None:
     """Print the rows and add everything to the results."""
     figures = {"part": part, "seed": seed, "seconds": time.perf_counter() - started, **figures}
-    table = Table("", *KINDS, box=None)
+    printed = Table("", *KINDS, box=None)
     for name, row in figures.get("rows", {}).items():
-        table.add_row(name, *(f"{row[kind]:.3f}" for kind in KINDS))
-    console.print(table)
+        printed.add_row(name, *(f"{row[kind]:.3f}" for kind in KINDS))
+    console.print(printed)
     console.print(f"Wrote {append('experts', figures)}.")
 
 
-@app.command()
-def table() -> None:
-    """Print the tables from the committed results."""
-    print(markdown())
+def scores(name: str) -> str:
+    """One of SCORES: means over the seeds with their deviation."""
+    title, parts = SCORES[name]
+    rows = []
+    for results in map(load, parts):
+        for label in results[0]["rows"] if results else []:
+            scored = [result["rows"][label] for result in results]
+            if count := scored[0].get("parameters"):
+                label = f"{label}, {count:,} parameters"
+            cells = (_spread_of([row[kind] for row in scored]) for kind in KINDS)
+            rows.append((label, *cells, str(len(results))))
+    return table((title, "exact", "skill right", "format right", "seeds"), rows)
 
 
-def markdown() -> str:
-    """Means over the seeds with their spread, as Markdown."""
-    lines: list[str] = []
-    for title, parts in (
-        ("trained on the task itself", ("methods",)),
-        ("combinations never trained on", ("choosing", "mixing", "variants", "generator")),
-        ("carried over to another base", ("transfer",)),
-    ):
-        if not any(map(load, parts)):
-            continue
-        lines += [f"| {title} | exact | skill right | format right | seeds |"]
-        lines += ["| --- | --- | --- | --- | --- |"]
-        for results in map(load, parts):
-            for name in results[0]["rows"] if results else []:
-                rows = [result["rows"][name] for result in results]
-                count = rows[0].get("parameters")
-                label = f"{name}, {count:,} parameters" if count else name
-                cells = " | ".join(_spread_of([row[kind] for row in rows]) for kind in KINDS)
-                lines.append(f"| {label} | {cells} | {len(results)} |")
-        lines.append("")
-    if results := load("objectives"):
-        lines += [f"| objective, {RL_TASKS} tasks | exact | seeds |", "| --- | --- | --- |"]
-        for name in OBJECTIVES:
-            values = [mean(result["objectives"][name]["exact"]) for result in results]
-            lines.append(f"| {name} | {_spread_of(values)} | {len(results)} |")
-    return "\n".join(lines).strip()
+def objectives_scores() -> str:
+    """Exact match of what each objective reaches, over the seeds."""
+    results = load("objectives")
+    rows = []
+    for name in OBJECTIVES if results else []:
+        values = [mean(result["objectives"][name]["exact"]) for result in results]
+        rows.append((name, _spread_of(values), str(len(results))))
+    return table((f"objective, {RL_TASKS} tasks", "exact", "seeds"), rows)
 
 
 def _spread_of(values: Sequence[float]) -> str:

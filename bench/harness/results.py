@@ -75,9 +75,9 @@ def _version(name: str) -> str:
 
 
 def _changed() -> bool:
-    """Whether the code is not what is committed; results and their tables are no code."""
-    but_results = (":(top)", ":(top,exclude)bench/results", ":(top,exclude)README.md")
-    return bool(_git("status", "--porcelain", "--", *but_results))
+    """Whether the code is not what is committed; results and pages are no code."""
+    but = (f":(top,exclude){path}" for path in ("bench/results", "docs", "*.md"))
+    return bool(_git("status", "--porcelain", "--", ":(top)", *but))
 
 
 def _git(*arguments: str) -> str:

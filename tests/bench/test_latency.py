@@ -2,20 +2,18 @@
 
 import functools
 import json
-import time
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from dnd_fast import Adapter, Generator, HyperConvDecoder
+from dnd_fast import HyperConvDecoder
 from dnd_fast.bench import decoder as decoder_bench
 from dnd_fast.bench import latency
 from dnd_fast.bench.harness import results, timing
 from dnd_fast.bench.harness.encoder import load_encoder
 from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.planner.cost_model import plan_decoder
-from dnd_fast.text.prompts import read_prompts, sample_prompts
 
 
 @pytest.fixture
@@ -133,23 +131,6 @@ def test_random_encoder_has_the_right_shape():
     packaged, name = load_encoder("auto", [])
     assert packaged.width == 384
     assert name == "all-MiniLM-L6-v2"
-
-
-def test_stages_are_timed_apart(monkeypatch):
-    """A sleep planted in one stage shows in it and in the total, and nowhere else."""
-    generator = Generator.from_pretrained("demo")
-    tasks = [sample_prompts(read_prompts(latency.PROMPTS), 8, 0)]
-    original = generator.layout.detokenize_to_cpu
-    monkeypatch.setattr(
-        generator.layout, "detokenize_to_cpu", lambda x: time.sleep(0.3) or original(x)
-    )
-    monkeypatch.setattr(Adapter, "save", lambda self, folder: time.sleep(0.9))
-    stages = {name: values[1] for name, values in latency._stages(generator, tasks, 2).items()}
-    assert stages["detokenize"] >= 0.3
-    assert stages["save"] >= 0.9
-    assert max(stages["tokenize"], stages["to_host"]) < 0.3
-    parts = ("tokenize", "encode", "decode", "detokenize", "to_host")
-    assert stages["total"] == pytest.approx(sum(stages[name] for name in parts), rel=0.2)
 
 
 def test_table(monkeypatch, tmp_path):

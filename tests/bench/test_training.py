@@ -116,7 +116,7 @@ def test_no_figures_on_wrong_gradients(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the default on a CPU")
 def test_on_a_cpu(monkeypatch, tmp_path):
-    """A step is measured, the recipes' memory predicted; both become README's tables."""
+    """A step is measured, the recipes' memory predicted; both become tables."""
     monkeypatch.setattr(training, "MIDDLE", SMALL)
     monkeypatch.setattr(training, "BATCHES", {"demo": 6})
     monkeypatch.setattr(training, "calibrate", lambda *args, **kwargs: PROFILES["cpu"])
@@ -134,6 +134,5 @@ def test_on_a_cpu(monkeypatch, tmp_path):
         assert set(figures["memory_gb"][name]) == set(training.COMPONENTS)
     (line,) = (tmp_path / "memory.jsonl").read_text().splitlines()
     assert json.loads(line)["batch"] == json.loads(line)["fitting_batch"] == 6
-    table = training.markdown()
-    assert "(6, 20, 24) → (8, 16, 18) → (10, 8, 24), k = 5, batch 4" in table
-    assert "| demo | 6 |" in table
+    assert "(6, 20, 24) → (8, 16, 18) → (10, 8, 24), k = 5, batch 4" in training.markdown()
+    assert "| demo | 6 |" in training.memory_markdown()

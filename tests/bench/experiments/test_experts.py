@@ -7,6 +7,7 @@ import torch
 
 from dnd_fast.bench.experiments import adaptation, experts
 from dnd_fast.bench.harness import results
+from dnd_fast.bench.harness.markdown import NO_RESULTS
 from dnd_fast.demo.retrain import SHIPPED_SEED
 from dnd_fast.demo.tasks import FORMATS, SKILLS, split_tasks
 from dnd_fast.svf.cem import CemSpec
@@ -83,7 +84,7 @@ def test_a_small_run(written, tmp_path, monkeypatch):
     assert torch.tensor(records[1]["alpha"]["few-shot"]).shape == (2, 26)
     for row in records[0]["confusion"].values():
         assert all(sum(shares) == pytest.approx(1) or sum(shares) == 0 for shares in row)
-    text = experts.markdown()
+    text = experts.scores("adaptation")
     for name in (name for record in records for name in record["rows"]):
         assert f"| {name} | " in text
     adaptation.plot()
@@ -100,5 +101,6 @@ def test_tables(written):
             rows = {"SVF, both": row | {"exact": exact, "parameters": 1728}}
             file.write(json.dumps({"part": "methods", "seed": seed, "rows": rows}) + "\n")
     assert "| SVF, both, 1,728 parameters | 0.250 ± 0.071 | 0.500 ± 0.000 | 0.250" in (
-        experts.markdown()
+        experts.scores("methods")
     )
+    assert experts.scores("transfer") == experts.objectives_scores() == NO_RESULTS

@@ -1,12 +1,15 @@
 """Plots are drawn from results, and only from those that there are."""
 
+import dataclasses
+
 import pytest
 
-from dnd_fast.bench import latency, report
-from dnd_fast.bench.harness import plots, results
+from dnd_fast.bench import latency, plots, report
+from dnd_fast.bench.harness import results
+from dnd_fast.kernels.device import PROFILES
 
 pytest.importorskip("matplotlib")
-PROFILE = {"gemm_flops": 5e14, "bandwidth": 3e12, "dense": True}
+PROFILE = dataclasses.replace(PROFILES["h200"], gemm_flops=5e14, bandwidth=3e12)
 
 
 @pytest.fixture(autouse=True)
@@ -39,11 +42,11 @@ def save_latency(device="a GPU", gpu=True):
             )
 
 
-def save_kernels(dense=True):
+def save_kernels(profile=PROFILE):
     row = {"p20_p50_p80_seconds": [9e-5, 1e-4, 2e-4], "bytes": 1e8, "flops": 1e10}
     rows = [row | {"layer": "0", "kernel": name} for name in ("dft_forward", "bin_gemm")]
     figures = {"seed": 0, "recipe": "math-7b", "device": "a GPU", "kernels": rows}
-    results.append("kernels", figures | {"profile": PROFILE | {"dense": dense}})
+    results.append("kernels", figures | {"profile": profile.__dict__})
 
 
 def axes():
@@ -58,7 +61,7 @@ def axes():
 def test_nothing_is_drawn_of_nothing(here, monkeypatch):
     monkeypatch.setattr(plots, "plot_plans", lambda axes: None)
     save_latency("a CPU", gpu=False)
-    save_kernels(dense=False)
+    save_kernels(PROFILES["cpu"])
     assert [path.name for path in plots.draw_all()] == ["plans.png"]
     assert plots.images() == {}
     assert "![" not in report.TABLES["latency"]()
@@ -73,7 +76,7 @@ def test_all_are_drawn_and_shown(here, monkeypatch):
     assert all((here / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
     text = report.TABLES["latency"]()
     for name in plots.images():
-        assert f"](bench/results/{name}.png)" in text
+        assert f"](../bench/results/{name}.png)" in text
 
 
 def test_bars_have_the_heights_of_the_results():
@@ -103,15 +106,13 @@ def test_lines_and_points_are_the_results():
     assert limits[0].tolist() == [50.0, pytest.approx(150.0)]  # 50 FLOP a byte at 3 TB/s
 
 
-def test_a_table_that_says_something_else_fails_the_check(monkeypatch, tmp_path):
-    readme = tmp_path / "README.md"
-    marks = "<!-- {0} table -->\n\nold\n\n<!-- end of {0} table -->\n"
-    readme.write_text("".join(map(marks.format, "ab")))
-    monkeypatch.setattr(report, "README", readme)
-    monkeypatch.setattr(report, "TABLES", {"a": lambda: "old", "b": lambda: "new"})
-    with pytest.raises(SystemExit, match="README's tables b are not"):
-        report.main(check=True)
-    monkeypatch.setattr(plots, "draw_all", list)
-    report.main(check=False)
-    assert "new" in readme.read_text()
-    report.main(check=True)
+def test_quality_against_time_is_the_results():
+    """The base alone takes no time, and has no place on the axis."""
+    ratio = {"generated": 1.0, "LoRA, 75 steps": 30.0, "base model alone": 0.0}
+    accuracy = {name: [0.5, 1.0] for name in ratio}
+    drawn = axes()
+    demo = {"device": "a CPU", "ratio": ratio, "accuracy": accuracy}
+    plots.plot_alternatives(drawn, {"demo": demo})
+    points = [tuple(line.get_xydata()[0]) for line in drawn.lines]
+    assert points == [(1.0, 0.75), (30.0, 0.75)]
+    assert [text.get_text() for text in drawn.texts] == ["generated", "LoRA, 75 steps"]

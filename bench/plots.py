@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from dnd_fast.bench import latency
+from dnd_fast.bench import alternatives, latency
 from dnd_fast.bench.harness import results
 from dnd_fast.bench.harness.results import latest
 
@@ -25,6 +26,8 @@ def draw_all() -> list[Path]:
     """Draw what there are results for; returns the files."""
     rows = gpu_latency()
     drawn = [_draw("plans", plot_plans)]
+    if machines := alternatives.load():
+        drawn.append(_draw("alternatives", lambda axes: plot_alternatives(axes, machines[-1])))
     if rows:
         drawn.append(_draw("latency", lambda axes: plot_latency(axes, rows)))
         drawn.append(_draw("batch", lambda axes: plot_batch(axes, rows)))
@@ -34,7 +37,7 @@ def draw_all() -> list[Path]:
 
 
 def images() -> dict[str, str]:
-    """Names of the plots that README shows beside its tables, and what they show."""
+    """Names of the plots of GPUs, which pages show beside their tables, and what they show."""
     shown = {}
     if gpu_latency():
         shown["latency"] = "seconds from prompts to tokens, by recipe"
@@ -52,7 +55,7 @@ def gpu_latency() -> list[dict[str, Any]]:
 
 def gpu_kernels() -> list[dict[str, Any]]:
     """The newest committed run of bench.kernels of every recipe on a GPU."""
-    return [row for row in latest("kernels", "recipe", "device") if row["profile"]["dense"]]
+    return [row for row in latest("kernels", "recipe", "device") if row["profile"]["fused_2d_dft"]]
 
 
 def _draw(name: str, plot: Callable[[Axes], None]) -> Path:
@@ -75,28 +78,62 @@ def plot_plans(axes: Axes) -> None:
 
     for name, colour in zip(("common-sense-0.5b", "coding-7b"), COLOURS, strict=False):
         spec = Recipe.load(name).decoder
-        for device, style in (("h200", "-"), ("a100", "--")):
+        for device, style in (("a100", "--"), ("h200", "-")):
             profile = PROFILES[device]
-            smallest = plan_decoder(
-                spec.features, spec.kernel_size, profile, algorithm="direct"
-            ).weight_bytes
-            fastest = plan_decoder(spec.features, spec.kernel_size, profile).weight_bytes
-            budgets = [smallest + (fastest - smallest) * share / 24 for share in range(25)]
+            direct = plan_decoder(spec.features, spec.kernel_size, profile, algorithm="direct")
+            fastest = plan_decoder(spec.features, spec.kernel_size, profile)
+            smallest, largest = direct.weight_bytes, fastest.weight_bytes
+            budgets = [smallest + (largest - smallest) * share / 24 for share in range(25)]
             plans = [
                 plan_decoder(spec.features, spec.kernel_size, profile, memory=budget)
                 for budget in budgets
             ]
-            axes.plot(
-                [plan.weight_bytes / 1e9 for plan in plans],
-                [1e3 * plan.seconds for plan in plans],
-                style,
+            sizes = [plan.weight_bytes / 1e9 for plan in plans]
+            times = [1e3 * plan.seconds for plan in plans]
+            axes.plot(sizes, times, style, color=colour)
+            direct_point = direct.weight_bytes / 1e9, 1e3 * direct.seconds
+            axes.plot(*direct_point, "o", color=colour, markerfacecolor="white")
+            axes.annotate(
+                f"{name}, {device.upper()}",
+                (sizes[-1], times[-1]),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
                 color=colour,
-                label=f"{name}, {profile.name}",
             )
+    axes.plot([], [], "o", color="grey", markerfacecolor="white", label="every convolution direct")
+    axes.set_xlim(right=19)  # room for the curves' names
     axes.set_yscale("log")
+    _plain_numbers(axes.yaxis)
     axes.set_xlabel("GB of weights, transformed ones included")
     axes.set_ylabel("predicted ms for one adapter")
-    axes.legend(frameon=False)
+    axes.set_title("Predictions from assumed rates; nothing here was measured", fontsize=10)
+    axes.legend(frameon=False, loc="upper right")
+
+
+def plot_alternatives(axes: Axes, figures: Mapping[str, Any]) -> None:
+    """Exact match on the demo's unseen tasks against the time that a task's adaptation takes."""
+    measured = figures["demo"]
+    for name, ratio in measured["ratio"].items():
+        if name == alternatives.BASE:  # takes no time, which has no place on this axis
+            continue
+        ours = name == alternatives.GENERATED
+        accuracy = mean(measured["accuracy"][name])
+        axes.plot(ratio, accuracy, "D" if ours else "o", color=COLOURS[0 if ours else 5])
+        axes.annotate(
+            name,
+            (ratio, accuracy),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            weight="bold" if ours else "normal",
+        )
+    axes.set_xscale("log")
+    axes.set_xlim(0.5, 500)
+    axes.set_ylim(-0.04, 1.08)
+    _plain_numbers(axes.xaxis)
+    axes.set_xlabel(f"time for one task, generation = 1 ({measured['device']})")
+    axes.set_ylabel("exact match, 12 unseen tasks of the demo")
 
 
 def plot_latency(axes: Axes, rows: Rows) -> None:
