@@ -52,7 +52,7 @@ SEED = 0
 def main(
     recipe: Annotated[str, typer.Option(help="A recipe's name or file.")] = "common-sense-0.5b",
     rounds: Annotated[int, typer.Option(help="Timed rounds after one that warms up.")] = 3,
-    memory: Annotated[float, typer.Option(help="GB that the planned decoder may take.")] = 12,
+    memory: Annotated[float, typer.Option(help="GB beside the decoder's weights.")] = 8,
     compiled: Annotated[bool, typer.Option(help="Also time torch.compile: long on a CPU.")] = False,
     noisy: Annotated[bool, typer.Option(help="Report whatever the spread.")] = False,
     save: Annotated[bool, typer.Option(help="Add them to bench/results/decoder.jsonl.")] = False,
@@ -61,9 +61,9 @@ def main(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     spec = Recipe.load(recipe).decoder
     torch.manual_seed(SEED)
-    decoder = HyperConvDecoder(spec.features, spec.kernel_size, impl="torch")
+    decoder = HyperConvDecoder(spec.features, spec.kernel_size)
     decoder.to(device).requires_grad_(False)
-    plan = plan_for(decoder, memory=1e9 * memory)
+    plan = plan_for(decoder, memory=1e9 * memory, weights="cached")
     console.print(f"{recipe}: checking the plan against float64 …")
     error = require_exact(plan, device)
     figures = {"recipe": recipe, "seed": SEED, "relative_error": error}
@@ -82,9 +82,8 @@ def _timings(
 ) -> dict[str, Any]:
     device = decoder.device
     x = torch.randn(1, *decoder.condition_shape, device=device)
-    planned = copy.deepcopy(decoder)
     start = time.perf_counter()
-    planned.set_plan(plan)
+    planned = decoder.prepare(plan, impl="torch")
     preparation = time.perf_counter() - start
     compiled_pass = torch.compile(decoder, dynamic=False)
 
@@ -95,15 +94,14 @@ def _timings(
     variants: dict[str, Callable[[], Tensor]] = {
         EAGER_FP32: lambda: decoder(x),
         EAGER_BF16: lambda: autocast(decoder),
-        PLANNED: lambda: planned(x),
+        PLANNED: lambda: planned.tokens(x),
     }
     if compiled:
         variants[COMPILED_FP32] = lambda: compiled_pass(x)
         variants[COMPILED_BF16] = lambda: autocast(compiled_pass)
     if device.type == "cuda":  # a CPU multiplies no 16-bit numbers fast
-        narrow = copy.deepcopy(decoder).bfloat16()
-        narrow.set_plan(plan)
-        variants[PLANNED_BF16] = lambda: narrow(x.bfloat16())
+        narrow = copy.deepcopy(decoder).bfloat16().prepare(plan)
+        variants[PLANNED_BF16] = lambda: narrow.tokens(x.bfloat16())
     seconds, outputs = interleaved(variants, rounds, device)
     direct_flops = sum(choice.shape.direct_flops for choice in plan.convolutions)
     planned_flops = sum(choice.flops for choice in plan.convolutions)
@@ -203,8 +201,8 @@ def _peak_memory(spec: DecoderSpec, plan: DecoderPlan, device: torch.device) -> 
 
 def _planned_pass(spec: DecoderSpec, plan: DecoderPlan, device: torch.device) -> int:
     decoder = HyperConvDecoder(spec.features, spec.kernel_size).to(device).requires_grad_(False)
-    decoder.set_plan(plan)
-    decoder(torch.randn(1, *decoder.condition_shape, device=device))
+    prepared = decoder.prepare(plan)
+    prepared.tokens(torch.randn(1, *decoder.condition_shape, device=device))
     return peak_memory(device)
 
 

@@ -111,9 +111,7 @@ def _measure(
         "runs": forms[OURS].prepared.describe(),
         "first_decode_seconds": first,
         "decode_seconds": seconds,
-        "speedup_over": {
-            name: speedup(seconds, name, OURS) for name in seconds if name != OURS
-        },
+        "speedup_over": {name: speedup(seconds, name, OURS) for name in seconds if name != OURS},
         "difference_from_direct": error,
     }
 

@@ -223,7 +223,7 @@ def measured_memory(decoder: HyperConvDecoder, form: Form, x: Tensor) -> dict[st
 def predicted_memory(spec: DecoderSpec, form: Form, batch: int) -> dict[str, float]:
     """GB by component; nothing is computed."""
     with FakeTensorMode():
-        decoder = HyperConvDecoder(spec.features, spec.kernel_size, impl="torch")
+        decoder = HyperConvDecoder(spec.features, spec.kernel_size)
         x = torch.empty(batch, *decoder.condition_shape)
         kept = kept_bytes(decoder, form, x)
         for parameter in decoder.parameters():

@@ -27,8 +27,7 @@ def app():
 
 @pytest.fixture(autouse=True)
 def no_calibration(monkeypatch):
-    for module in ("dnd_fast.bench.latency", "dnd_fast.decoder.planning"):
-        monkeypatch.setattr(f"{module}.calibrate", lambda *args, **kwargs: PROFILES["cpu"])
+    monkeypatch.setattr(latency, "calibrate", lambda *args, **kwargs: PROFILES["cpu"])
 
 
 def test_from_prompts_to_adapter(app, tmp_path, monkeypatch):

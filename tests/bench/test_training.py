@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from dnd_fast import HyperConvDecoder
 from dnd_fast.bench import training
 from dnd_fast.bench.harness import results
+from dnd_fast.decoder.convolutions import PlannedConvolutions
 from dnd_fast.kernels.conv2d import fft_conv2d
 from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.fft import torch_conv
@@ -54,18 +55,14 @@ def test_predicted_memory_of_a_planned_step(monkeypatch, batch):
     form = training.Form(dataclasses.replace(plan, workspace_bytes=1 << 20))
     predicted = training.predicted_memory(SMALL, form, batch)
     with torch.device("meta"):
-        decoder = HyperConvDecoder(SMALL.features, SMALL.kernel_size, impl="torch")
+        decoder = HyperConvDecoder(SMALL.features, SMALL.kernel_size)
         x = torch.empty(batch, *decoder.condition_shape)
     decoder.set_plan(form.plan)
-    for block in decoder.blocks:
-        original = block._convolve
 
-        def convolve(name, x, weight, block=block, original=original):
-            if name not in block.tiles:
-                return original(name, x, weight)
-            return StepByStep.apply(x, weight, block.tiles[name], block.workspace_bytes)
+    def step_by_step(planned, name, x, weight):
+        return StepByStep.apply(x, weight, planned.fft_plans[name], planned.workspace_bytes)
 
-        monkeypatch.setattr(block, "_convolve", convolve)
+    monkeypatch.setattr(PlannedConvolutions, "_fft", step_by_step)
     weights = list(decoder.parameters())
     for weight in weights:
         weight.grad = torch.empty_like(weight)
