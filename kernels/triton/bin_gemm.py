@@ -3,7 +3,7 @@
 In real arithmetic, with signals as planes (-Xi, Xr, Xi) of T rows, S = [Xr; Xi] are the rows from T
 on and S turned by a right angle, [-Xi; Xr], the rows up to 2T of one contiguous block:
 
-    Y[f] = gain (S[f] Wr[f]' + turned[f] Wi[f]'),         X [F, 3, T, C], W [F, 2, C', C],
+    Y[f] = scale (S[f] Wr[f]' + turned[f] Wi[f]'),         X [F, 3, T, C], W [F, 2, C', C],
     G[f] = (dY[f]' S[f], dY[f]' turned[f]),               Y, dY [F, 2, T, C'], G [F, 2, C', C].
 
 Weights are on the M side of every product: wgmma takes 64 of its rows at a time, while 2T may be
@@ -45,7 +45,7 @@ def _block_of(i_program, channels_out, rows, BLOCK_M: tl.constexpr, BLOCK_N: tl.
 def _bin_gemm_kernel(
     x_ptr,
     weight_ptr,
-    scale_ptr,
+    weight_scale_ptr,
     out_ptr,
     stride_wf,
     stride_wq,
@@ -54,7 +54,7 @@ def _bin_gemm_kernel(
     tiles,
     channels,
     channels_out,
-    gain,
+    scale,
     ALIGN_IN: tl.constexpr,
     ALIGN_OUT: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -94,10 +94,10 @@ def _bin_gemm_kernel(
         )  # [K, N]
         acc = tl.dot(b_w.to(b_x.dtype), b_x, acc, input_precision="ieee")  # [M, N]
 
-    if scale_ptr is not None:
-        acc *= tl.load(scale_ptr + i_f * stride_sf + o_m, mask=m_m, other=0.0)[:, None]
+    if weight_scale_ptr is not None:
+        acc *= tl.load(weight_scale_ptr + i_f * stride_sf + o_m, mask=m_m, other=0.0)[:, None]
     p_out = out_ptr + (i_f * rows + o_n[:, None]) * channels_out + o_m[None, :]
-    b_out = tl.trans(acc * gain).to(out_ptr.dtype.element_ty)  # [N, M]
+    b_out = tl.trans(acc * scale).to(out_ptr.dtype.element_ty)  # [N, M]
     tl.store(p_out, b_out, mask=m_n[:, None] & m_m[None, :])
 
 
@@ -105,14 +105,14 @@ def _bin_gemm_kernel(
 def _bin_gemm_tma_kernel(
     x_desc,
     weight_desc,
-    scale_ptr,
+    weight_scale_ptr,
     out_desc,
     stride_sf,
     bins,
     tiles,
     channels,
     channels_out,
-    gain,
+    scale,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -130,11 +130,11 @@ def _bin_gemm_tma_kernel(
             b_w = weight_desc.load([i_f, part, i_m, i_k]).reshape(BLOCK_M, BLOCK_K)
             b_x = x_desc.load([i_f, (1 - part) * tiles + i_n, i_k]).reshape(BLOCK_N, BLOCK_K)
             acc = tl.dot(b_w.to(b_x.dtype), b_x.T, acc, input_precision="ieee")  # [M, N]
-        if scale_ptr is not None:
+        if weight_scale_ptr is not None:
             o_m = i_m + tl.arange(0, BLOCK_M)
-            p_s = scale_ptr + i_f.to(tl.int64) * stride_sf + o_m
+            p_s = weight_scale_ptr + i_f.to(tl.int64) * stride_sf + o_m
             acc *= tl.load(p_s, mask=o_m < channels_out, other=0.0)[:, None]
-        b_out = tl.trans(acc * gain).to(out_desc.dtype)  # [N, M]
+        b_out = tl.trans(acc * scale).to(out_desc.dtype)  # [N, M]
         out_desc.store([i_f, i_n, i_m], b_out.reshape(1, BLOCK_N, BLOCK_M))
 
 
@@ -241,8 +241,8 @@ def bin_gemm(
     weight: Tensor,
     out: Tensor,
     *,
-    scale: Tensor | None = None,
-    gain: float = 1.0,
+    weight_scale: Tensor | None = None,
+    scale: float = 1.0,
     config: BinGemmConfig | None = None,
 ) -> None:
     """Multiply signals by weights in every bin.
@@ -251,8 +251,8 @@ def bin_gemm(
         x: ``[F, 3, T, C]``, contiguous: the planes -Xi, Xr, Xi; float16 or float32.
         weight: ``[F, 2, C', C]``, last stride 1: Wr, Wi; of x's dtype, or int8.
         out: ``[F, 2, T, C']``, contiguous, of x's dtype: Yr, Yi.
-        scale: of int8 weights, ``[F, C']`` float32, last stride 1.
-        gain: a factor, applied before the product is rounded to x's dtype.
+        weight_scale: of int8 weights, ``[F, C']`` float32, last stride 1.
+        scale: a factor, applied before the product is rounded to x's dtype.
         config: by default the device's, see :mod:`.tuning`.
 
     Raises:
@@ -267,9 +267,11 @@ def bin_gemm(
             f"the weight has shape {list(weight.shape)} and strides {list(weight.stride())}; "
             f"expected {[bins, 2, channels_out, channels]} and a last stride of 1."
         )
-    if scale is not None and (scale.shape != (bins, channels_out) or scale.stride(1) != 1):
+    if weight_scale is not None and (
+        weight_scale.shape != (bins, channels_out) or weight_scale.stride(1) != 1
+    ):
         raise ValueError(
-            f"the scale has shape {list(scale.shape)} and strides {list(scale.stride())}; "
+            f"the weight_scale has shape {list(weight_scale.shape)} and strides {list(weight_scale.stride())}; "
             f"expected {[bins, channels_out]} and a last stride of 1."
         )
     if config is None:
@@ -286,14 +288,14 @@ def bin_gemm(
         _bin_gemm_tma_kernel[(min(blocks, _multiprocessors(x)),)](
             x_desc=TensorDescriptor.from_tensor(planes, [1, block_n, block_k]),
             weight_desc=TensorDescriptor.from_tensor(weight, [1, 1, block_m, block_k]),
-            scale_ptr=scale,
+            weight_scale_ptr=weight_scale,
             out_desc=TensorDescriptor.from_tensor(product, [1, block_n, block_m]),
-            stride_sf=0 if scale is None else scale.stride(0),
+            stride_sf=0 if weight_scale is None else weight_scale.stride(0),
             bins=bins,
             tiles=tiles,
             channels=channels,
             channels_out=channels_out,
-            gain=gain,
+            scale=scale,
             BLOCK_M=block_m,
             BLOCK_N=block_n,
             BLOCK_K=block_k,
@@ -304,16 +306,16 @@ def bin_gemm(
     _bin_gemm_kernel[(blocks,)](
         x_ptr=x,
         weight_ptr=weight,
-        scale_ptr=scale,
+        weight_scale_ptr=weight_scale,
         out_ptr=out,
         stride_wf=weight.stride(0),
         stride_wq=weight.stride(1),
         stride_wm=weight.stride(2),
-        stride_sf=0 if scale is None else scale.stride(0),
+        stride_sf=0 if weight_scale is None else weight_scale.stride(0),
         tiles=tiles,
         channels=channels,
         channels_out=channels_out,
-        gain=gain,
+        scale=scale,
         ALIGN_IN=math.gcd(16, channels, *weight.stride()[:3]),
         ALIGN_OUT=math.gcd(16, channels_out),
         BLOCK_M=block_m,

@@ -139,7 +139,7 @@ CANDIDATES = (
 
 def detokenize(
     tokens: Tensor,
-    targets: LoraScatterTable,
+    scatter: LoraScatterTable,
     out: Tensor,
     *,
     config: DetokenizeConfig | None = None,
@@ -149,34 +149,34 @@ def detokenize(
     Args:
         tokens: ``[B, Nw, Lw, Cw]``, any float dtype up to 32 bits and any strides; computed in
             float32. Lw = r and Cw = chunk, or two more each with a border.
-        targets: on the tokens' device.
-        out: ``[B, E]``, contiguous, any float dtype up to 32 bits; ``targets.views(out)`` are the
+        scatter: on the tokens' device.
+        out: ``[B, E]``, contiguous, any float dtype up to 32 bits; ``scatter.views(out)`` are the
             LoRA tensors.
         config: by default the device's, see :mod:`.tuning`.
 
     Raises:
-        ValueError: a shape does not fit the targets, or a tensor is not on an NVIDIA GPU.
+        ValueError: a shape does not fit the scatter, or a tensor is not on an NVIDIA GPU.
     """
     require_gpu(tokens, out)
-    border_size = 2 if targets.border else 0
-    rows, columns = targets.rank + border_size, targets.chunk + border_size
-    samples, count = tokens.shape[0], len(targets.table)
+    border_size = 2 if scatter.border else 0
+    rows, columns = scatter.rank + border_size, scatter.chunk + border_size
+    samples, count = tokens.shape[0], len(scatter.table)
     if tuple(tokens.shape) != (samples, count, rows, columns):
         raise ValueError(
             f"tokens has shape {list(tokens.shape)}; expected {[samples, count, rows, columns]}."
         )
-    require_shape("out", out, (samples, targets.elements))
+    require_shape("out", out, (samples, scatter.elements))
     if samples == 0:
         return
-    scale = "border" if targets.border else "none" if targets.mean is None else "static"
+    scale = "border" if scatter.border else "none" if scatter.mean is None else "static"
     if config is None:
-        problem = tokens.dtype, out.dtype, scale, samples * count, targets.rank, targets.chunk
+        problem = tokens.dtype, out.dtype, scale, samples * count, scatter.rank, scatter.chunk
         config = tuning.config(CANDIDATES, tokens.device, "detokenize", *problem)
     _detokenize_kernel[(count, samples)](
         tokens_ptr=tokens,
-        targets_ptr=targets.table,
-        mean_ptr=targets.mean,
-        std_ptr=targets.std,
+        targets_ptr=scatter.table,
+        mean_ptr=scatter.mean,
+        std_ptr=scatter.std,
         out_ptr=out,
         stride_tb=tokens.stride(0),
         stride_tn=tokens.stride(1),
@@ -184,10 +184,10 @@ def detokenize(
         stride_tc=tokens.stride(3),
         stride_ob=out.stride(0),
         SCALE=scale,
-        RANK=targets.rank,
-        CHUNK=targets.chunk,
-        BLOCK_R=triton.next_power_of_2(targets.rank),
-        BLOCK_C=min(config.columns, triton.next_power_of_2(targets.chunk)),
+        RANK=scatter.rank,
+        CHUNK=scatter.chunk,
+        BLOCK_R=triton.next_power_of_2(scatter.rank),
+        BLOCK_C=min(config.columns, triton.next_power_of_2(scatter.chunk)),
         BLOCK_BORDER_L=triton.next_power_of_2(rows),
         BLOCK_BORDER_C=triton.next_power_of_2(columns),
         num_warps=config.num_warps,
