@@ -54,9 +54,9 @@ def convolutions_of(plan: DecoderPlan, impl: Impl) -> list[PlannedConvolutions]:
     return [
         PlannedConvolutions(
             {
-                name: choice.tiles
+                name: choice.fft_plan
                 for name, choice in plan.block(block).items()
-                if choice.tiles is not None
+                if choice.fft_plan is not None
             },
             plan.workspace_bytes,
             impl,

@@ -236,7 +236,7 @@ def planned_memory(
         lambda: TorchPass(twin, plan)(condition), beside=itertools.chain([condition])
     )
     if impl == "triton":  # direct weights are packed, too
-        direct = (choice.shape.weights for choice in plan.convolutions if choice.tiles is None)
+        direct = (choice.shape.weights for choice in plan.convolutions if choice.fft_plan is None)
         counted += decoder.dtype.itemsize * sum(direct)
     return int(1.1 * counted) + KEPT_BYTES
 

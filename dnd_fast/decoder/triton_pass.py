@@ -77,7 +77,7 @@ class TritonPass:
             mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
             x = hyper_conv_block_triton(x, block, self._workspace, stats, out_stats=(mean, rstd))
             stats = mean, rstd
-        return hyper_conv_block_triton(x, self._blocks[-1], self._workspace, stats, targets=scatter)
+        return hyper_conv_block_triton(x, self._blocks[-1], self._workspace, stats, scatter=scatter)
 
     def _capture(
         self, condition: Tensor, scatter: LoraScatterTable | None

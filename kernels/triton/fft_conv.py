@@ -72,14 +72,14 @@ class PackedWeight:
     Attributes:
         weight: ``[F, 2, C', C]``, float32, float16 or int8, or raw: ``[C', C, k, k]``, transformed
             at every use.
-        gain: by which products are multiplied so that they stay in range.
-        ungain: by which results are multiplied in turn.
+        scale: by which products are multiplied so that they stay in range.
+        inverse_scale: by which results are multiplied in turn.
         bound: of a raw weight: a power of two, as :func:`transform_weight` takes it.
     """
 
     weight: TransformedWeight | Tensor
-    gain: float = 1.0
-    ungain: float = 1.0
+    scale: float = 1.0
+    inverse_scale: float = 1.0
     bound: Tensor | None = None
 
     @classmethod
@@ -152,13 +152,13 @@ def convolve(
     signal = workspace.take("signal", (plan.bins, 3, tiles, x.shape[1]), x, dtype)
     product = workspace.take("product", (plan.bins, 2, tiles, packed.channels_out), x, dtype)
     into, back = input_matrix(plan, dtype, x.device), output_matrix(plan, dtype, x.device)
-    scaling = {"bound": bound, "sqrt_points": math.sqrt(plan.points)}
+    scaling = {"bound": bound, "sqrt_window_size": math.sqrt(plan.window_size)}
     dft_forward_triton(x, into, input_tiling(plan), signal, planes=3, norm=norm, **scaling)
     scale = None if weight.values.dtype != torch.int8 else weight.scale
     scale = None if scale is None else scale[:, 0]
-    bin_gemm(signal, weight.values, product, scale=scale, gain=packed.gain)
+    bin_gemm(signal, weight.values, product, weight_scale=scale, scale=packed.scale)
     dft_inverse_triton(
-        product, back, output_tiling(plan), out, gain=packed.ungain, **scaling, **epilogue
+        product, back, output_tiling(plan), out, scale=packed.inverse_scale, **scaling, **epilogue
     )
 
 
@@ -186,7 +186,7 @@ def transform_weight_triton(
     ``bound``, if any, must be a power of two, so that kernel and host agree on the factor.
     """
     kernel = plan.kernel
-    matrix = folded_forward_matrix(plan, plan.taps, False, out.dtype, weight.device)
+    matrix = folded_forward_matrix(plan, plan.taps, "backward", out.dtype, weight.device)
     dft_forward_triton(weight, matrix, Tiling(1, 0, 0, kernel, 1, 0, 0, kernel), out, bound=bound)
     return TransformedWeight(out)
 
@@ -200,9 +200,9 @@ def weight_gradient_triton(
     part = torch.empty_like(gradient)
     bins = x.new_empty(plan.bins, 2, dy.shape[1], x.shape[1], dtype=torch.float32)
     positions = plan.width.kept.positions, plan.height.kept.positions
-    into_dy = folded_forward_matrix(plan, positions, True, dtype, device)
+    into_dy = folded_forward_matrix(plan, positions, "ortho", dtype, device)
     into_x = input_matrix(plan, dtype, device)
-    taps = folded_inverse_matrix(plan, plan.taps, False, torch.float32, device)
+    taps = folded_inverse_matrix(plan, plan.taps, "forward", torch.float32, device)
     workspace = Workspace()
 
     def signal(
@@ -214,7 +214,7 @@ def weight_gradient_triton(
         if dtype != torch.float16:
             dft_forward_triton(image, matrix, tiling, out, planes=planes)
             return out, 1.0
-        scale = power_of_two_below(FP16_LIMIT, largest(image) * math.sqrt(plan.points))
+        scale = power_of_two_below(FP16_LIMIT, largest(image) * math.sqrt(plan.window_size))
         dft_forward_triton(image, matrix, tiling, out, planes=planes, bound=FP16_LIMIT / scale)
         return out, scale
 
@@ -248,10 +248,10 @@ def _tiling(height: TileSpan, width: TileSpan, plan: FFTConvPlan) -> Tiling:
 def input_matrix(plan: FFTConvPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
     """From the windows of :func:`input_tiling` to bins."""
     positions = plan.width.inputs.positions, plan.height.inputs.positions
-    return folded_forward_matrix(plan, positions, True, dtype, device)
+    return folded_forward_matrix(plan, positions, "ortho", dtype, device)
 
 
 def output_matrix(plan: FFTConvPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
     """From bins to the outputs of :func:`output_tiling`."""
     positions = plan.width.kept.positions, plan.height.kept.positions
-    return folded_inverse_matrix(plan, positions, True, dtype, device)
+    return folded_inverse_matrix(plan, positions, "ortho", dtype, device)

@@ -3,17 +3,20 @@
 import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dnd_fast import HyperConvDecoder
 from dnd_fast.bench import tune
+from dnd_fast.kernels import device, device_tables
 from dnd_fast.kernels.device import PROFILES
+from dnd_fast.kernels.device_tables import DeviceTables
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
 from dnd_fast.kernels.fft.weight import TransformedWeight
 from dnd_fast.kernels.lora_scatter import LoraScatterTable
-from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS, decoder_convolutions, plan_decoder
+from dnd_fast.kernels.planner.cost_model import decoder_convolutions, plan_decoder
 from dnd_fast.kernels.triton import (
     bin_gemm,
     detokenize,
@@ -76,16 +79,28 @@ def test_the_default_wins_a_tie():
     assert tune.choose(launch_of(torch.zeros(3)), lambda run: 1.0).config == FIRST
 
 
-def test_tables_are_added_to(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "TABLES", tmp_path / "configs")
-    monkeypatch.setattr(tuning, "table_name", lambda device: "A-GPU.json")
-    monkeypatch.setattr(tune, "device_name", lambda device: "A GPU")
+@pytest.fixture
+def a_gpu(tmp_path, monkeypatch):
+    """A GPU that has no tables yet, and folders for them."""
+    tables = DeviceTables(tmp_path / "package/configs", "configs")
+    monkeypatch.setattr(tuning, "TABLES", tables)
+    monkeypatch.setenv("DND_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(device, "device_name", lambda device: "A GPU")
+    monkeypatch.setattr(device_tables, "device_name", lambda device: "A GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    tune.save({"b": tune.Choice(FAST, 1.0, 2.0)}, "cuda")
-    tune.save({"a": tune.Choice(SLOW, 1.0, 2.0)}, "cuda")
-    (path,) = (tmp_path / "configs").iterdir()
+    tuning.forget_tables()
+    yield tmp_path
+    tuning.forget_tables()
+
+
+@pytest.mark.parametrize("packaged", [False, True])
+def test_tables_are_added_to(a_gpu, packaged):
+    tune.save({"b": tune.Choice(FAST, 1.0, 2.0)}, "cuda", packaged=packaged)
+    path = tune.save({"a": tune.Choice(SLOW, 1.0, 2.0)}, "cuda", packaged=packaged)
+    assert [file for file in a_gpu.rglob("*") if file.is_file()] == [path]
+    assert path == a_gpu / ("package" if packaged else "cache") / "configs/A-GPU.json"
     table = json.loads(path.read_text())
-    assert (path.name, table["device"], table["capability"]) == ("A-GPU.json", "A GPU", 90)
+    assert (table["device"], table["capability"]) == ("A GPU", 90)
     assert table["configs"] == {"a": dataclasses.asdict(SLOW), "b": dataclasses.asdict(FAST)}
 
 
@@ -96,20 +111,21 @@ def test_a_pass_is_tuned_and_unchanged(monkeypatch):
     for module, name in ((dft_forward, "HALF"), (dft_forward, "NORMED"), (dft_inverse, "HALF")):
         monkeypatch.setattr(module, name, small)
     torch.manual_seed(0)
-    decoder = HyperConvDecoder(FEATURES, 3, impl="triton").requires_grad_(False).half()
+    decoder = HyperConvDecoder(FEATURES, 3).requires_grad_(False).half()
     tiled, direct = (
         plan_decoder(FEATURES, 3, PROFILES["cpu"], weights="streamed", algorithm=algorithm)
         for algorithm in ("fft", "direct")
     )
     mixed = (*direct.convolutions[:1], *tiled.convolutions[1:2], *direct.convolutions[2:])
-    decoder.set_plan(dataclasses.replace(direct, convolutions=mixed))  # a_height adds
-    targets = LoraScatterTable.make({"x.lora_A.weight": (6, 14)}, 7)
-    decoder.make_engine(targets)
+    plan = dataclasses.replace(direct, convolutions=mixed)  # a_height adds
+    scatter = LoraScatterTable.make({"x.lora_A.weight": (6, 14)}, 7)
+    layout = SimpleNamespace(scatter_table=lambda device: scatter)
+    prepared = decoder.prepare(plan, impl="triton", layout=layout)
     x, results = torch.randn(1, *FEATURES[0]).half(), []
 
     @torch.no_grad()
     def run_pass():
-        results.append(torch.cat([decoder(x).flatten(), decoder.engine.weights(x).flatten()]))
+        results.append(torch.cat([prepared.tokens(x).flatten(), prepared.weights(x).flatten()]))
 
     run_pass()
     reported = []
@@ -137,7 +153,8 @@ def meta_block(features, tiled, stored):
     """A block whose parameters need not exist, its weights stored in a dtype."""
     (_, *norm_shape), shape_out = features
     tiles, weights = {}, {}
-    for name, shape in zip(CONVOLUTIONS, decoder_convolutions(features, 9), strict=True):
+    for shape in decoder_convolutions(features, 9):
+        name = shape.convolution.name
         channels = shape.channels_out, shape.channels_in
         if not tiled:
             weights[name] = meta(81, *channels)
@@ -169,18 +186,18 @@ def run_every_kernel():
             scales = meta(n, rank, chunk, dtype=torch.float32), meta(n, 1, 1, dtype=torch.float32)
             table = meta(n, 4, dtype=torch.int32)
             shapes = {"x.lora_A.weight": (rank, n * chunk)}
-            targets = LoraScatterTable(shapes, rank, chunk, table, *scales)
-            hyper_conv_block_triton(meta(1, *features[0]), block, Workspace(), targets=targets)
+            scatter = LoraScatterTable(shapes, rank, chunk, table, *scales)
+            hyper_conv_block_triton(meta(1, *features[0]), block, Workspace(), scatter=scatter)
     for channels in (64, 25):
         for dtype in (torch.float16, torch.float32):
             x, dy = (meta(40, planes, 9, channels, dtype=dtype) for planes in (3, 2))
             out = meta(40, 2, channels, channels, dtype=torch.float32)
             tune.triton_conv.bin_gemm_weight_gradient(dy, x, out)
-    targets = LoraScatterTable.make({"x.lora_A.weight": (16, 2048)}, 512, "meta")
+    scatter = LoraScatterTable.make({"x.lora_A.weight": (16, 2048)}, 512, "meta")
     for border in (0, 2):
         tokens = meta(1, 4, 16 + border, 512 + border)
-        out = meta(1, targets.elements, dtype=torch.float32)
-        detokenize.detokenize(tokens, dataclasses.replace(targets, border=border > 0), out)
+        out = meta(1, scatter.elements, dtype=torch.float32)
+        detokenize.detokenize(tokens, dataclasses.replace(scatter, border=border > 0), out)
 
 
 @pytest.fixture
@@ -220,24 +237,21 @@ def check_table(path, launched, note_compiled):
 
 
 @pytest.mark.codegen
-@pytest.mark.parametrize("path", sorted(tuning.TABLES.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(tuning.TABLES.packaged.glob("*.json")), ids=lambda path: path.stem
+)
 def test_committed_tables_compile_without_spills(path, launched, note_compiled):
     check_table(path, launched, note_compiled)
 
 
 @pytest.mark.codegen
-def test_a_table_is_used_and_compiles(tmp_path, monkeypatch, launched, note_compiled):
+def test_a_table_is_used_and_compiles(a_gpu, monkeypatch, launched, note_compiled):
     """Of every kernel's last candidate; one problem of each kernel is compiled."""
     problems = {}
     with tune.launches(lambda launch: problems.setdefault(launch.key, launch)):
         run_every_kernel()
     last = {key: tune.Choice(launch.candidates[-1], 1.0, 1.0) for key, launch in problems.items()}
-    monkeypatch.setattr(tuning, "TABLES", tmp_path)
-    monkeypatch.setattr(tuning, "table_name", lambda device: "A-GPU.json")
-    monkeypatch.setattr(tune, "device_name", lambda device: "A GPU")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    tune.save(last, "cuda")
-    tuning._fields.cache_clear()
+    path = tune.save(last, "cuda")
 
     asked, find = [], tuning.config
 
@@ -251,12 +265,10 @@ def test_a_table_is_used_and_compiles(tmp_path, monkeypatch, launched, note_comp
     run_every_kernel()
     assert {key for key, _ in asked} == set(last)
     assert all(found == last[key].config for key, found in asked)
-    tuning._fields.cache_clear()
     blocks = {arguments.get("BLOCK_K") for kernel, arguments in launched}
     assert blocks >= {found.block_k for _, found in asked if hasattr(found, "block_k")}
 
     first = {key.split()[0]: key for key in sorted(last)}
-    path = tuning.table_path("cuda")
     path.unlink()
     tune.save({key: last[key] for key in first.values()}, "cuda")
     check_table(path, launched, note_compiled)

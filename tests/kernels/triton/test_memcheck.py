@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from dnd_fast import HyperConvDecoder
+from dnd_fast.decoder.prepared import TorchPass
+from dnd_fast.decoder.triton_pass import TritonPass
 from dnd_fast.kernels.conv2d import fft_conv2d
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
 from dnd_fast.kernels.lora_scatter import LoraScatterTable
@@ -26,21 +28,20 @@ def run_every_kernel(features, device, dtype):
     """Direct and transformed convolutions, a gradient, detokenisation; all results are finite."""
     torch.manual_seed(0)
     for plan, weights in (("direct", "streamed"), ("fft", "int8")):
-        decoder = HyperConvDecoder(features, 3, impl="triton").requires_grad_(False)
-        decoder.to(device, dtype).set_plan(plan, weights=weights)
-        decoder.make_engine()
-        with torch.no_grad():
-            assert decoder(torch.randn(1, *features[0]).to(device, dtype)).isfinite().all()
+        decoder = HyperConvDecoder(features, 3).requires_grad_(False).to(device, dtype)
+        planned = TritonPass(TorchPass(decoder, decoder.checked_plan(plan, weights)))
+        # Without a graph, whose memory would come from torch's cache.
+        assert planned.run(torch.randn(1, *features[0]).to(device, dtype), None).isfinite().all()
     n, length, c = features[0]
     x, weight = torch.randn(1, n, length, c), torch.randn(2, n, 3, 3)
     x, weight = (each.to(device, dtype).requires_grad_() for each in (x, weight))
     plan = FFTConvPlan.make(length, c, 3, length + 1, c + 1)
     fft_conv2d(x, weight, plan, dtype=torch.float16, impl="triton").sum().backward()
     assert weight.grad.isfinite().all()
-    targets = replace(LoraScatterTable.make(SHAPES, 6, device), border=True)
-    tokens = torch.randn(2, len(targets.table), 5, 8).to(device, dtype)
-    out = torch.full((2, targets.elements), torch.nan, device=device)
-    detokenize(tokens, targets, out)
+    scatter = replace(LoraScatterTable.make(SHAPES, 6, device), border=True)
+    tokens = torch.randn(2, len(scatter.table), 5, 8).to(device, dtype)
+    out = torch.full((2, scatter.elements), torch.nan, device=device)
+    detokenize(tokens, scatter, out)
     assert out.isfinite().all()
 
 
