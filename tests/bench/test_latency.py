@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dnd_fast import HyperConvDecoder
+from dnd_fast import PreparedDecoder
 from dnd_fast.bench import decoder as decoder_bench
 from dnd_fast.bench import latency
 from dnd_fast.bench.harness import results, timing
@@ -99,12 +99,8 @@ def test_no_figures_on_a_wrong_result(monkeypatch):
 
 
 def test_a_decoder_that_disagrees_is_refused(app, monkeypatch):
-    original = HyperConvDecoder.forward
-    monkeypatch.setattr(
-        HyperConvDecoder,
-        "forward",
-        lambda self, x: original(self, x) * (1.2 if self.impl == "auto" else 1.0),
-    )
+    original = PreparedDecoder.tokens
+    monkeypatch.setattr(PreparedDecoder, "tokens", lambda self, x: 1.2 * original(self, x))
     command = ["--recipe", "demo", "--rounds", "2", "--noisy", "--encoder", "random"]
     command += ["--impl", "eager"]
     result = CliRunner().invoke(app, command)

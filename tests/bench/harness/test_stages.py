@@ -14,10 +14,8 @@ def test_stages_are_timed_apart(monkeypatch):
     """A sleep planted in one stage shows in it and in the total, and nowhere else."""
     generator = Generator.from_pretrained("demo")
     tasks = [sample_prompts(read_prompts(latency.PROMPTS), 8, 0)]
-    original = generator.layout.detokenize_to_cpu
-    monkeypatch.setattr(
-        generator.layout, "detokenize_to_cpu", lambda x: time.sleep(0.3) or original(x)
-    )
+    original = generator.layout.unpack
+    monkeypatch.setattr(generator.layout, "unpack", lambda x: time.sleep(0.3) or original(x))
     monkeypatch.setattr(Adapter, "save", lambda self, folder: time.sleep(0.9))
     stages = {name: values[1] for name, values in generation_stages(generator, tasks, 2).items()}
     assert stages["detokenize"] >= 0.3
