@@ -32,7 +32,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
@@ -63,6 +63,7 @@ from dnd_fast.kernels.planner.cost_model import DecoderPlan
 from dnd_fast.lora.adapter import Adapter
 from dnd_fast.recipe import Recipe
 from dnd_fast.text.encoder import TextEncoder
+from dnd_fast.text.prompt_encoder import PromptEncoder
 from dnd_fast.text.prompts import read_prompts, sample_prompts
 
 PROMPTS = Path(__file__).parent / "prompts.txt"
@@ -206,7 +207,7 @@ def main(
 
 
 def _measure(
-    run: Run, texts: list[str], encoder: TextEncoder, profile: DeviceProfile
+    run: Run, texts: list[str], encoder: PromptEncoder, profile: DeviceProfile
 ) -> dict[str, Any]:
     recipe = Recipe.load(run.recipe)
     texts = distinct(texts, recipe.condition.prompts)
@@ -270,7 +271,7 @@ def distinct(texts: list[str], count: int) -> list[str]:
     ]
 
 
-def _generator(recipe: Recipe, encoder: TextEncoder, run: Run) -> Generator:
+def _generator(recipe: Recipe, encoder: PromptEncoder, run: Run) -> Generator:
     torch.manual_seed(SEED)
     with run.device:
         generator = Generator(GeneratorConfig.from_recipe(recipe), encoder=encoder)
@@ -288,10 +289,11 @@ def _stages(generator: Generator, tasks: list[list[str]], rounds: int) -> dict[s
     timed once more on their own, and taken off.
     """
     prompts = [prompt for task in tasks for prompt in task]
+    tokenizer = cast(TextEncoder, generator.encoder).tokenizer
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
-            tokenized = _seconds(lambda: generator.encoder.tokenizer(prompts, verbose=False))
+            tokenized = _seconds(lambda: tokenizer(prompts, verbose=False))
             adapters = generator.generate(tasks)
             elements = sum(tensor.numel() for tensor in adapters[0].tensors.values())
             to_host = _seconds(torch.empty(len(tasks), elements, device=generator.device).cpu)

@@ -33,7 +33,8 @@ from dnd_fast.lora.adapter import Adapter
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
 from dnd_fast.svf.layout import layout_from_dict
-from dnd_fast.text.encoder import TextEncoder, move
+from dnd_fast.text.encoder import TextEncoder
+from dnd_fast.text.prompt_encoder import PromptEncoder, move
 from dnd_fast.text.prompts import read_prompts, sample_prompts
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class Generator(
         InvalidInput: condition, decoder and layout do not fit together.
     """
 
-    def __init__(self, config: GeneratorConfig, *, encoder: TextEncoder | None = None) -> None:
+    def __init__(self, config: GeneratorConfig, *, encoder: PromptEncoder | None = None) -> None:
         super().__init__()
         self.config = config
         condition = config.condition
@@ -109,7 +110,7 @@ class Generator(
             config.decoder.features, config.decoder.kernel_size, projection=projection
         )
         self.layout = layout_from_dict(config.layout)
-        if not isinstance(encoder, TextEncoder | None):
+        if not isinstance(encoder, PromptEncoder | None):
             raise InvalidInput(
                 f"encoder is a {type(encoder).__name__}; load one by TextEncoder.from_pretrained()."
             )
@@ -130,7 +131,7 @@ class Generator(
         self.eval()
 
     @property
-    def encoder(self) -> TextEncoder:
+    def encoder(self) -> PromptEncoder:
         """The frozen text encoder, loaded on first use, on the generator's device.
 
         Raises:
@@ -144,7 +145,7 @@ class Generator(
                 f"the encoder {self.config.condition.encoder} gives embeddings of width "
                 f"{self._encoder.width}, the decoder takes {width}."
             )
-        self._encoder.model.to(self.device)
+        self._encoder.to(self.device)
         return self._encoder
 
     @property
@@ -295,7 +296,7 @@ class Generator(
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
-        encoder: TextEncoder | None = None,
+        encoder: PromptEncoder | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Generator:
         """Load a generator from a folder or the hub; ``"demo"`` is the embedded one.

@@ -21,6 +21,7 @@ from dnd_fast.decoder.length_projection import LengthProjection
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.generator import GeneratorConfig
 from dnd_fast.recipe import ConditionSpec, DecoderSpec
+from dnd_fast.text import load
 from dnd_fast.text.glove import GloveEncoder
 
 SHORT = "take the opening letter of the tool cord"
@@ -151,10 +152,7 @@ def test_the_encoder_half_of_an_encoder_decoder(encoder):
 
 def test_a_tampered_package_is_refused(monkeypatch):
     """The packaged weights are a stranger's: anything but the original is refused."""
-    from dnd_fast import InvalidInput
-    from dnd_fast.text import encoder as condition
-
-    monkeypatch.setattr(condition, "DEFAULT_ENCODER_SHA256", "0" * 64)
+    monkeypatch.setattr(load, "DEFAULT_ENCODER_SHA256", "0" * 64)
     with pytest.raises(InvalidInput, match="is not the original all-MiniLM-L6-v2"):
         TextEncoder.from_pretrained()
 
