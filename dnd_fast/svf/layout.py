@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dnd_fast.errors import InvalidInput
 from dnd_fast.lora.layout import TokenLayout
-from dnd_fast.svf.expert import DecomposedModel, Expert, ExpertConfig, Parametrisation
+from dnd_fast.svf.decomposition import Parametrisation
+from dnd_fast.svf.expert import DecomposedModel, Expert, ExpertConfig
 
 
 class ExpertLayout(TokenLayout):
