@@ -262,7 +262,7 @@ def recipe_pass(
     @torch.no_grad()
     def generate() -> None:
         # An engine's first pass launches kernels, while later ones replay a graph.
-        targets = layout.targets(device)
+        targets = layout.scatter_table(device)
         decoder.make_engine(targets)
         layout.detokenize_to_cpu(decoder(condition))
         if decoder.engine is not None and not targets.border:

@@ -187,7 +187,7 @@ class Generator(
         """
         plan = plan_for(self.decoder, batch=batch, memory=memory, weights=weights)
         self.decoder.set_plan(plan)
-        targets = self.layout.targets(self.device)
+        targets = self.layout.scatter_table(self.device)
         if self.decoder.make_engine(None if targets.border else targets):
             logger.info("the decoder runs on the Triton kernels")
         return plan
@@ -218,7 +218,7 @@ class Generator(
 
         Returns:
             One adapter, or one per task, in float32 on the CPU. With a layout of SVF experts
-            (:class:`dnd_fast.svf.layout.ExpertLayout`), experts.
+            (:class:`dnd_fast.svf.layout.SvfLayout`), experts.
 
         Raises:
             FileNotFoundError: there is no such file.

@@ -253,7 +253,7 @@ def recipe_targets(recipe: Recipe, device: torch.device) -> LoraScatterTable:
     if layout.scale == "static":
         mean = torch.randn(layout.num_tokens, *layout.token_shape)
         layout.set_statistics(mean, torch.ones(layout.num_tokens, 1, 1))
-    return layout.to(device).targets(device)
+    return layout.to(device).scatter_table(device)
 
 
 def other_operations(

@@ -65,17 +65,9 @@ def _describe_expert(source: str) -> dict[str, Any]:
 
 def _describe_generator(source: str) -> dict[str, Any]:
     from dnd_fast.generator import Generator
-    from dnd_fast.svf.layout import ExpertLayout
 
     generator = Generator.from_pretrained(source)
     condition, layout = generator.config.condition, generator.layout
-    if isinstance(layout, ExpertLayout):
-        made = {"makes": f"SVF experts, {layout.parametrisation}", "modules": len(layout.sizes)}
-    else:
-        made = {
-            "adapters": f"rank {layout.rank}, alpha {layout.lora_alpha}",
-            "modules": len(layout.adapted_modules),
-        }
     return {
         "generator": source,
         "base model": layout.base_model,
@@ -84,6 +76,6 @@ def _describe_generator(source: str) -> dict[str, Any]:
         "decoder": " → ".join(str(tuple(shape)) for shape in generator.decoder.features),
         "kernel size": generator.decoder.kernel_size,
         "parameters": f"{sum(p.numel() for p in generator.parameters()):,}",
-        **made,
+        **layout.describe(),
         "tokens": f"{layout.num_tokens} of {layout.token_shape}, scale {layout.scale}",
     }

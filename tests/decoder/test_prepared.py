@@ -70,7 +70,7 @@ def test_generated_adapters_are_written_by_the_last_convolution(
     expected = generator.generate(tasks)
     generator.decoder.set_impl("triton")
     generator.decoder.set_plan(algorithm)
-    generator.decoder.make_engine(generator.layout.targets(torch.device("cpu")))
+    generator.decoder.make_engine(generator.layout.scatter_table(torch.device("cpu")))
     monkeypatch.setattr(generator.layout, "detokenize_to_cpu", None)
     for mine, theirs in zip(generator.generate(tasks), expected, strict=True):
         assert list(mine.tensors) == list(theirs.tensors)

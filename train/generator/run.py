@@ -40,7 +40,7 @@ from dnd_fast.files import (
 )
 from dnd_fast.generator import Generator, GeneratorConfig
 from dnd_fast.lora.batched import TokenizedExample, encode
-from dnd_fast.lora.layout import TokenLayout
+from dnd_fast.lora.weight_layout import WeightLayout
 from dnd_fast.recipe import Phase, Recipe
 from dnd_fast.text.prompt_encoder import PromptEncoder
 from dnd_fast.train.adapters.collection import MANIFEST_FILE, Collection
@@ -304,7 +304,7 @@ def _difference(name: str, asked: Any, had: Any) -> tuple[str, str]:
 
 def _statistics(
     out: Path,
-    layout: TokenLayout,
+    layout: WeightLayout,
     collection: Collection,
     names: Sequence[str],
     world: DistributedContext,

@@ -31,7 +31,7 @@ def fitted(layout):
 
 
 def targets_of(layout, device="cpu"):
-    return layout.targets(torch.device(device))
+    return layout.scatter_table(torch.device(device))
 
 
 def compare(layout, dtype=torch.float32, out_dtype=torch.float32, rtol=1e-5, **options):

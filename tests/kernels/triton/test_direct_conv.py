@@ -171,7 +171,7 @@ def test_statistics_of_what_is_stored(order, dtype, check_stats):
 
 @pytest.mark.interpret
 def test_tokens_are_written_into_lora_tensors(fitted_layout):
-    targets = fitted_layout.targets(torch.device("cpu"))
+    targets = fitted_layout.scatter_table(torch.device("cpu"))
     x, weight = make((2, 4, *fitted_layout.token_shape), fitted_layout.num_tokens, 3, torch.float32)
     bias, out = torch.randn(len(weight)), torch.full((2, targets.elements), torch.nan)
     options = {"epilogue": "bias_residual", "bias": bias, "config": SMALL}
