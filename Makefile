@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check fix clean
+.PHONY: demo test check wheel fix clean
 
 demo: .venv/ready  ## generate an adapter for an unseen task and show that it works
 	$(BIN)/dnd-fast demo
@@ -14,6 +14,9 @@ check: .venv/ready  ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy dnd_fast kernels train bench
+
+wheel: .venv/ready  ## install the last commit's wheel elsewhere and run it
+	.ci/wheel $(PYTHON)
 
 fix: .venv/ready  ## mend what a tool can mend
 	$(BIN)/ruff check --fix .

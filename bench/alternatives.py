@@ -36,7 +36,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from statistics import mean, median
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 import torch
 import typer
@@ -164,7 +164,7 @@ class Demo:
 
     def accuracy(self, questions: Batch, adapters: Adapters | None = None) -> float:
         """Exact match of greedy decoding on ``[1, questions, T]``, under one adapter or none."""
-        layout = self.generator.layout
+        layout = cast(TokenLayout, self.generator.layout)
         return score(self.base, questions, adapters or {}, layout.lora_alpha / layout.rank)[0]
 
     def shown(self, task: Material) -> list[TokenizedExample]:

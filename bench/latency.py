@@ -63,7 +63,7 @@ from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.kernels.device import DeviceProfile, calibrate
 from dnd_fast.kernels.planner.cost_model import DecoderPlan
 from dnd_fast.recipe import Recipe
-from dnd_fast.text.encoder import TextEncoder
+from dnd_fast.text.prompt_encoder import PromptEncoder
 from dnd_fast.text.prompts import read_prompts, sample_prompts
 
 PROMPTS = Path(__file__).parent / "prompts.txt"
@@ -210,7 +210,7 @@ def main(
 
 
 def _measure(
-    run: Run, texts: list[str], encoder: TextEncoder, profile: DeviceProfile
+    run: Run, texts: list[str], encoder: PromptEncoder, profile: DeviceProfile
 ) -> dict[str, Any]:
     recipe = Recipe.load(run.recipe)
     texts = distinct(texts, recipe.condition.prompts)
@@ -274,7 +274,7 @@ def distinct(texts: list[str], count: int) -> list[str]:
     ]
 
 
-def _generator(recipe: Recipe, encoder: TextEncoder, run: Run) -> Generator:
+def _generator(recipe: Recipe, encoder: PromptEncoder, run: Run) -> Generator:
     torch.manual_seed(SEED)
     with run.device:
         generator = Generator(GeneratorConfig.from_recipe(recipe), encoder=encoder)

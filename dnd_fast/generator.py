@@ -34,7 +34,8 @@ from dnd_fast.kernels.conv2d import Impl
 from dnd_fast.kernels.planner.cost_model import DecoderPlan
 from dnd_fast.lora.adapter import Adapter
 from dnd_fast.svf.layout import layout_from_dict
-from dnd_fast.text.encoder import TextEncoder, move
+from dnd_fast.text.encoder import TextEncoder
+from dnd_fast.text.prompt_encoder import PromptEncoder, move
 from dnd_fast.text.prompts import read_prompts, sample_prompts
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Generator(
         InvalidInput: condition, decoder and layout do not fit together.
     """
 
-    def __init__(self, config: GeneratorConfig, *, encoder: TextEncoder | None = None) -> None:
+    def __init__(self, config: GeneratorConfig, *, encoder: PromptEncoder | None = None) -> None:
         super().__init__()
         self.config = config
         condition = config.condition
@@ -80,7 +81,7 @@ class Generator(
             config.decoder.features, config.decoder.kernel_size, projection=projection
         )
         self.layout = layout_from_dict(config.layout)
-        if not isinstance(encoder, TextEncoder | None):
+        if not isinstance(encoder, PromptEncoder | None):
             raise InvalidInput(
                 f"encoder is a {type(encoder).__name__}; load one by TextEncoder.from_pretrained()."
             )
@@ -103,7 +104,7 @@ class Generator(
         self.eval()
 
     @property
-    def encoder(self) -> TextEncoder:
+    def encoder(self) -> PromptEncoder:
         """The frozen text encoder, loaded on first use, on the generator's device.
 
         Raises:
@@ -117,7 +118,7 @@ class Generator(
                 f"the encoder {self.config.condition.encoder} gives embeddings of width "
                 f"{self._encoder.width}, the decoder takes {width}."
             )
-        self._encoder.model.to(self.device)
+        self._encoder.to(self.device)
         return self._encoder
 
     @property
@@ -226,7 +227,7 @@ class Generator(
 
         Returns:
             One adapter, or one per task, in float32. With a layout of SVF experts
-            (:class:`dnd_fast.svf.layout.ExpertLayout`), experts.
+            (:class:`dnd_fast.svf.layout.SvfLayout`), experts.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -304,7 +305,7 @@ class Generator(
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
-        encoder: TextEncoder | None = None,
+        encoder: PromptEncoder | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Generator:
         """Load a generator from a folder or the hub; ``"demo"`` is the embedded one.

@@ -94,7 +94,7 @@ def test_bfloat16_on_disk_keeps_the_statistics_in_float32(tiny_generator, tmp_pa
 def test_embeddings_are_cached(tiny_generator, tmp_path, monkeypatch):
     tasks = [PROMPTS[:4]]
     first = tiny_generator.encode(tasks, cache=tmp_path)
-    monkeypatch.setattr(tiny_generator.encoder, "_encode", None)  # must not be called again
+    monkeypatch.setattr(tiny_generator.encoder, "_embed", None)  # must not be called again
     assert torch.equal(tiny_generator.encode(tasks, cache=tmp_path), first)
 
 

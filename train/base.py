@@ -19,7 +19,7 @@ from dnd_fast.lora.batched import require_chat_template
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.lora.target_modules import auto_model
 from dnd_fast.recipe import Recipe
-from dnd_fast.text.encoder import move
+from dnd_fast.text.prompt_encoder import move
 
 
 def load_base(

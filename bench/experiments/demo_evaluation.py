@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import mean
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from dnd_fast.demo.retrain import (
 )
 from dnd_fast.generator import Generator
 from dnd_fast.lora.batched import Batch, encode, exact_match, generate_responses
+from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.train.evaluation.evaluate import most_similar, pooled
 
 PROMPT_BATCHES = 3  # conditions drawn per task
@@ -60,7 +61,7 @@ def evaluate(
         format by row; ``per_task``: exact match of each test task.
     """
     base, tokenizer, tasks = trained.base, trained.tokenizer, trained.tasks
-    layout = trained.generators["mse"].layout
+    layout = cast(TokenLayout, trained.generators["mse"].layout)
     scaling = layout.lora_alpha / layout.rank
     first_test = len(tasks["train"]) + len(tasks["validation"])
     conditions = trained.conditions[first_test:]
@@ -156,7 +157,7 @@ def _on_unseen_skill(trained: Trained, seed: int, progress: Progress) -> dict[st
         :TRAINED_TASKS
     ]
     generator = new_generator(seed)
-    raw_layout = new_generator(seed).layout
+    raw_layout = cast(TokenLayout, new_generator(seed).layout)
     datasets = [
         encode(
             trained.tokenizer,
@@ -188,7 +189,7 @@ def _partial_credit(trained: Trained, seed: int) -> dict[str, dict[str, float]]:
     tasks, training = trained.tasks["test"], trained.tasks["train"]
     first_test = len(training) + len(trained.tasks["validation"])
     conditions = trained.conditions[first_test:]
-    raw_layout = new_generator(seed).layout
+    raw_layout = cast(TokenLayout, new_generator(seed).layout)
     scaling = raw_layout.lora_alpha / raw_layout.rank
 
     def collected(indices: list[int]) -> dict[str, Tensor]:

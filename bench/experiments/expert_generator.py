@@ -20,7 +20,7 @@ from dnd_fast.demo.tasks import Task
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.recipe import DecoderSpec, Phase, Recipe
-from dnd_fast.svf.layout import ExpertLayout
+from dnd_fast.svf.layout import SvfLayout
 from dnd_fast.train.generator.data import TaskData
 from dnd_fast.train.generator.pairs import Pairing
 from dnd_fast.train.generator.trainer import Trainer
@@ -79,7 +79,7 @@ def main(seed: Annotated[int, typer.Option(help="Of experts and generator.")] = 
 
 
 def _new_generator(demo: Demo, seed: int) -> Generator:
-    layout = ExpertLayout.for_base(demo.base)
+    layout = SvfLayout.for_base(demo.base)
     condition = Recipe.load("demo").condition
     first = [condition.prompts, condition.length, 384]
     last = [layout.num_tokens, *layout.token_shape]

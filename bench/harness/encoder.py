@@ -9,11 +9,12 @@ import torch
 
 from dnd_fast.errors import InvalidInput
 from dnd_fast.text.encoder import TextEncoder
+from dnd_fast.text.prompt_encoder import PromptEncoder
 
 EncoderChoice = Literal["auto", "packaged", "random"]
 
 
-def load_encoder(choice: EncoderChoice, prompts: Sequence[str]) -> tuple[TextEncoder, str]:
+def load_encoder(choice: EncoderChoice, prompts: Sequence[str]) -> tuple[PromptEncoder, str]:
     """The packaged encoder, or a random one of its shape; and what it is.
 
     Args:

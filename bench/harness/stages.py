@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from dnd_fast.bench.harness.timing import percentiles
 from dnd_fast.generator import Generator
 from dnd_fast.lora.adapter import Adapter
+from dnd_fast.text.encoder import TextEncoder
 
 
 def generation_stages(
@@ -24,10 +26,11 @@ def generation_stages(
     timed once more on their own, and taken off.
     """
     prompts = [prompt for task in tasks for prompt in task]
+    tokenizer = cast(TextEncoder, generator.encoder).tokenizer
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
-            tokenized = _seconds(lambda: generator.encoder.tokenizer(prompts, verbose=False))
+            tokenized = _seconds(lambda: tokenizer(prompts, verbose=False))
             adapters = generator.generate(tasks)
             elements = sum(tensor.numel() for tensor in adapters[0].tensors.values())
             to_host = _seconds(torch.empty(len(tasks), elements, device=generator.device).cpu)

@@ -43,7 +43,7 @@ def generate(
 
     from dnd_fast.decoder.planning import one_pass
     from dnd_fast.generator import Generator
-    from dnd_fast.text.encoder import move
+    from dnd_fast.text.prompt_encoder import move
 
     with console.status("loading the generator"):
         loaded = Generator.from_pretrained(generator)

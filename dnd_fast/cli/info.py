@@ -69,7 +69,6 @@ def _describe_generator(source: str) -> dict[str, Any]:
     from dnd_fast.decoder.planning import default_memory
     from dnd_fast.decoder.prepared import choose, describe
     from dnd_fast.generator import Generator
-    from dnd_fast.svf.layout import ExpertLayout
 
     generator = Generator.from_pretrained(source)
     if torch.cuda.is_available():
@@ -77,13 +76,6 @@ def _describe_generator(source: str) -> dict[str, Any]:
     decoder = generator.decoder
     plan, impl, compiled = choose(decoder, memory=default_memory(decoder))
     condition, layout = generator.config.condition, generator.layout
-    if isinstance(layout, ExpertLayout):
-        made = {"makes": f"SVF experts, {layout.parametrisation}", "modules": len(layout.sizes)}
-    else:
-        made = {
-            "adapters": f"rank {layout.rank}, alpha {layout.lora_alpha}",
-            "modules": len(layout.adapted_modules),
-        }
     return {
         "generator": source,
         "base model": layout.base_model,
@@ -92,7 +84,7 @@ def _describe_generator(source: str) -> dict[str, Any]:
         "decoder": " → ".join(str(tuple(shape)) for shape in decoder.features),
         "kernel size": decoder.kernel_size,
         "parameters": f"{sum(p.numel() for p in generator.parameters()):,}",
-        **made,
+        **layout.describe(),
         "tokens": f"{layout.num_tokens} of {layout.token_shape}, scale {layout.scale}",
         "runs here as": describe(plan, impl, compiled, decoder.dtype, decoder.device),
     }

@@ -16,7 +16,7 @@ from dnd_fast.errors import InvalidInput
 
 if TYPE_CHECKING:
     from dnd_fast.recipe import Recipe
-    from dnd_fast.text.encoder import TextEncoder
+    from dnd_fast.text.prompt_encoder import PromptEncoder
     from dnd_fast.train.generator.distributed import DistributedContext
     from dnd_fast.train.generator.trainer import StepMetrics, TrainerConfig
 
@@ -318,7 +318,7 @@ def _with_phases(recipe: Recipe, wanted: str | None) -> Recipe:
     return dataclasses.replace(recipe, phases=kept)
 
 
-def _with_extractor(recipe: Recipe, name: str) -> tuple[Recipe, TextEncoder]:
+def _with_extractor(recipe: Recipe, name: str) -> tuple[Recipe, PromptEncoder]:
     """The recipe for another text encoder, whose width the decoder takes."""
     from dnd_fast.text.encoder import TextEncoder
 

@@ -23,7 +23,7 @@ from dnd_fast.generator import Generator
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.batched import TokenizedExample, encode
 from dnd_fast.recipe import Recipe
-from dnd_fast.text.encoder import TextEncoder
+from dnd_fast.text.prompt_encoder import PromptEncoder
 from dnd_fast.train.adapters.collect import collect
 from dnd_fast.train.generator.data import TaskData
 from dnd_fast.train.generator.pairs import Pairing
@@ -111,7 +111,7 @@ def new_generator(seed: int) -> Generator:
 
 
 def embed_prompts(
-    encoder: TextEncoder,
+    encoder: PromptEncoder,
     tasks: Sequence[Task],
     length: int,
     progress: Callable[[int, int], None] = lambda done, total: None,

@@ -26,6 +26,7 @@ from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.adapter import Adapter
 from dnd_fast.lora.batched import encode, exact_match, generate_responses
 from dnd_fast.lora.layout import TokenLayout
+from dnd_fast.lora.weight_layout import WeightLayout
 from dnd_fast.recipe import Recipe
 from dnd_fast.train.adapters.collect import collect
 
@@ -132,7 +133,7 @@ def show(console: Console, out: Path) -> dict[str, Any]:
 def _trained_adapters(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    layout: TokenLayout,
+    layout: WeightLayout,
     tasks: list[Task],
 ) -> dict[str, torch.Tensor]:
     """The oracle: one adapter per task, trained as the collection was."""

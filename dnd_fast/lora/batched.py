@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -54,13 +54,15 @@ def encode(
     """
     require_chat_template(tokenizer)
     examples = list(examples)
-    asked = _asked(examples)
+    conversations = _conversations(examples)
     answered = [
         [*turns, {"role": "assistant", "content": example.response}]
-        for turns, example in zip(asked, examples, strict=True)
+        for turns, example in zip(conversations, examples, strict=True)
     ]
     try:
-        starts = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+        starts = tokenizer.apply_chat_template(
+            conversations, add_generation_prompt=True, return_dict=False
+        )
         whole = tokenizer.apply_chat_template(answered, return_dict=False)
     except TemplateError as error:
         raise InvalidInput(
@@ -80,19 +82,23 @@ def encode(
 def generation_inputs(
     tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example], device: torch.device
 ) -> BatchEncoding:
-    """What a model generates the responses from, padded on the left; theirs do not count."""
-    templated = tokenizer.apply_chat_template(
-        _asked(examples),
-        add_generation_prompt=True,
-        padding=True,
-        return_tensors="pt",
-        return_dict=True,
-        tokenizer_kwargs={"padding_side": "left"},
+    """What a model generates the responses from, padded on the left; theirs do not count.
+
+    Padding is masked, so that the tokenizer needs no token for it.
+    """
+    rows = tokenizer.apply_chat_template(
+        _conversations(examples), add_generation_prompt=True, return_dict=False
     )
-    return cast(BatchEncoding, templated).to(device)
+    longest = max(map(len, rows))
+    input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for row, ids in enumerate(rows):
+        input_ids[row, longest - len(ids) :] = torch.tensor(ids)
+        mask[row, longest - len(ids) :] = 1
+    return BatchEncoding({"input_ids": input_ids, "attention_mask": mask}).to(device)
 
 
-def _asked(examples: Iterable[Example]) -> list[list[dict[str, str]]]:
+def _conversations(examples: Iterable[Example]) -> list[list[dict[str, str]]]:
     """Conversations up to the response."""
     return [
         [
@@ -264,12 +270,12 @@ def generate_responses(
     max_new_tokens: int = 24,
 ) -> list[list[str]]:
     """Greedy responses to K lists of B prompts each, list k under adapter k."""
-    each = len(prompts[0])
-    asked = [Example(prompt, "") for group in prompts for prompt in group]
-    inputs = generation_inputs(tokenizer, asked, model.device)
+    group_size = len(prompts[0])
+    examples = [Example(prompt, "") for group in prompts for prompt in group]
+    inputs = generation_inputs(tokenizer, examples, model.device)
     with with_adapters(model, adapters or {}, scaling):
         ids = model.generate(  # type: ignore[operator]
             **inputs, max_new_tokens=max_new_tokens, do_sample=False
         )
     texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [texts[i : i + each] for i in range(0, len(texts), each)]
+    return [texts[i : i + group_size] for i in range(0, len(texts), group_size)]

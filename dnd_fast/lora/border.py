@@ -1,7 +1,7 @@
 """The published normalisation of tokens: own mean and std, written into a border.
 
 Source: the published code of Drag-and-Drop LLMs. Kept exact for its checkpoints; known faults are
-listed at :class:`dnd_fast.lora.layout.TokenLayout`.
+listed at :class:`dnd_fast.lora.weight_layout.WeightLayout`.
 """
 
 from __future__ import annotations

@@ -1,14 +1,8 @@
 """Singular value fine-tuning: experts that scale the singular values of a frozen model's weights.
 
 Source: Transformer² (arXiv:2501.06252), section 3.2. For a weight matrix W = U Σ Vᵀ an expert holds
-one vector z of length min(m, n), and the model runs with W' = U (Σ ⊗ diag(s)) Vᵀ. How z becomes the
-scales s is the expert's parametrisation:
-
-* ``"plain"`` (the paper's formula): s = z. Training starts at z = 1, which is the base itself.
-* ``"published"`` (what the paper's Table 6 belongs to, a start at mean 0.1 with variance 1e-3):
-  s = 2 sigmoid(z), times the factor that keeps the sum of the singular values. Read as plain
-  scales, a mean of 0.1 would shrink every matrix to a tenth; 2 sigmoid(0.1) = 1.05, and the factor
-  takes the 5 % away again (and the 2 as well), so that training starts near the base.
+one vector z of length min(m, n), and the model runs with W' = U (Σ ⊗ diag(s)) Vᵀ. How z
+becomes the scales s is the expert's parametrisation, see :mod:`dnd_fast.svf.decomposition`.
 
 W' is always formed as W + U (Σ ⊗ diag(s - 1)) Vᵀ: at s = 1 it is W bit by bit, the rounding of the
 decomposition counts only where something changes, and the change adds to that of a LoRA adapter.
@@ -18,12 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +32,17 @@ from dnd_fast.files import (
 )
 from dnd_fast.lora.target_modules import find_lora_modules
 from dnd_fast.recipe import from_table
+from dnd_fast.svf.decomposition import (
+    Parametrisation,
+    adding_hook,
+    decompose,
+    hash_weight,
+    scales_of,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-logger = logging.getLogger(__name__)
-Parametrisation = Literal["plain", "published"]
 CONFIG_FILE = "svf_config.json"
 WEIGHTS_FILE = "expert.safetensors"
 FORMAT_VERSION = 1
@@ -54,23 +52,6 @@ MODULES = {
     "mlp": ["gate_proj", "up_proj", "down_proj"],
     "both": ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"],
 }
-
-
-class Svd(NamedTuple):
-    """W = u diag(s) vh: ``[m, r]``, ``[r]`` in descending order, ``[r, n]``, float32."""
-
-    u: Tensor
-    s: Tensor
-    vh: Tensor
-
-    @property
-    def weight(self) -> Tensor:
-        """W ``[m, n]``."""
-        return (self.u * self.s) @ self.vh
-
-    def change(self, scales: Tensor) -> Tensor:
-        """W' - W ``[m, n]`` for scales ``[r]``."""
-        return (self.u * (self.s * (scales - 1))) @ self.vh
 
 
 @dataclass(frozen=True)
@@ -182,10 +163,10 @@ class DecomposedModel:
         cache: str | Path | None = None,
     ) -> None:
         targets = MODULES.get(modules, modules) if isinstance(modules, str) else modules
-        found, _ = find_lora_modules(model.config, targets)
+        modules_found, _ = find_lora_modules(model.config, targets)
         self.model = model
         self._linears: dict[str, nn.Linear] = {}
-        for module in found:
+        for module in modules_found:
             try:
                 linear: nn.Module = model.get_submodule(module.name)
             except AttributeError as error:
@@ -195,10 +176,10 @@ class DecomposedModel:
                 ) from error
             # PEFT wraps a linear layer and keeps it as base_layer.
             self._linears[module.name] = cast(nn.Linear, getattr(linear, "base_layer", linear))
-        check_weights({name: each.weight for name, each in self._linears.items()})
-        self._hashes = {name: _sha256(each.weight) for name, each in self._linears.items()}
+        check_weights({name: linear.weight for name, linear in self._linears.items()})
+        self._hashes = {name: hash_weight(linear.weight) for name, linear in self._linears.items()}
         self.svds = {
-            name: _decompose(linear.weight, self._hashes[name], cache)
+            name: decompose(linear.weight, self._hashes[name], cache)
             for name, linear in self._linears.items()
         }
         self._occupied = False
@@ -304,7 +285,7 @@ class DecomposedModel:
         self._check_vectors(vectors)
         with self._exclusive(), ExitStack() as removed:
             for name, z in vectors.items():
-                hook = _adding(self.svds[name], z, parametrisation)
+                hook = adding_hook(self.svds[name], z, parametrisation)
                 removed.callback(self._linears[name].register_forward_hook(hook).remove)
             yield
 
@@ -330,77 +311,3 @@ class DecomposedModel:
                     f"the expert does not fit: {name} has {self.sizes[name]} singular values, z "
                     f"has length {z.shape[-1]}."
                 )
-
-
-def scales_of(z: Tensor, sigma: Tensor, parametrisation: Parametrisation) -> Tensor:
-    """Scales ``[..., r]`` of singular values sigma ``[r]``; differentiable in z ``[..., r]``."""
-    if parametrisation == "plain":
-        return z
-    mask = 2 * z.sigmoid()
-    return mask * (sigma.sum() / (mask * sigma).sum(-1, keepdim=True))
-
-
-def initial_vectors(
-    sizes: Mapping[str, int], parametrisation: Parametrisation, seed: int
-) -> dict[str, Tensor]:
-    """Where training starts: z = 1, or (published) normal with mean 0.1 and variance 1e-3."""
-    if parametrisation == "plain":
-        return {name: torch.ones(size) for name, size in sizes.items()}
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: 0.1 + 1e-3**0.5 * torch.randn(size, generator=generator)
-        for name, size in sizes.items()
-    }
-
-
-def _adding(
-    svd: Svd, z: Tensor, parametrisation: Parametrisation
-) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    rows, columns = len(svd.u), svd.vh.shape[1]
-
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0].to(svd.s.dtype)
-        scales = scales_of(z, svd.s, parametrisation)
-        tokens = x.numel() // columns
-        if z.ndim == 1 and tokens * (rows + columns) > rows * columns:
-            added = x @ svd.change(scales).T  # for many tokens, one small product more pays
-        else:
-            grouped = x.reshape(1 if z.ndim == 1 else len(z), -1, columns)
-            change = (svd.s * (scales - 1)).reshape(len(grouped), 1, -1)
-            added = ((grouped @ svd.vh.T) * change @ svd.u.T).view_as(output)
-        return output + added.to(output.dtype)
-
-    return hook
-
-
-def _sha256(weight: Tensor) -> str:
-    """Of a matrix's values in float32, so that a base has one hash in float32 and bfloat16."""
-    values = weight.detach().float().cpu().contiguous()
-    digest = hashlib.sha256(f"{list(values.shape)}".encode())
-    digest.update(values.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-@torch.no_grad()
-def _decompose(weight: Tensor, sha256: str, cache: str | Path | None) -> Svd:
-    """SVD of ``[m, n]`` in float32 on the weight's device; from the cache where that has it."""
-    if cache is None:
-        return Svd(*torch.linalg.svd(weight.float(), full_matrices=False))
-    entry = Path(cache) / sha256
-    file = entry / "svd.safetensors"
-    rank = min(weight.shape)
-    shapes = [(weight.shape[0], rank), (rank,), (rank, weight.shape[1])]
-    if file.is_file():
-        try:
-            stored = read_safetensors(file)
-            check_weights(stored)
-            svd = Svd(**stored)
-            if [tuple(each.shape) for each in svd] != shapes:
-                raise InvalidInput("the shapes are not the weight's")
-            return Svd(*(each.to(weight.device) for each in svd))
-        except (InvalidInput, TypeError) as error:
-            logger.warning("%s is damaged (%s); it is computed again.", file, error)
-    svd = _decompose(weight, sha256, None)
-    with atomic_folder(entry) as folder:
-        write_safetensors(folder / file.name, svd._asdict())
-    return svd

@@ -7,24 +7,28 @@ in token order, each z is cut into chunks, and every chunk is one token.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, get_args
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.lora.layout import TokenLayout
-from dnd_fast.svf.expert import DecomposedModel, Expert, ExpertConfig, Parametrisation
+from dnd_fast.lora.layout import LoraLayout
+from dnd_fast.lora.weight_layout import WeightLayout
+from dnd_fast.svf.decomposition import Parametrisation
+from dnd_fast.svf.expert import DecomposedModel, Expert, ExpertConfig
 
 
-class ExpertLayout(TokenLayout):
+class SvfLayout(WeightLayout):
     """Bijection between the vectors of an expert and weight tokens.
 
     Tokens are normalised by their mean and deviation over a collection of experts; see
-    :class:`dnd_fast.lora.layout.TokenLayout`, scale ``"static"``.
+    :class:`dnd_fast.lora.weight_layout.WeightLayout`, scale ``"static"``.
 
     Args:
-        sizes: length of z by module name, in token order.
-        fingerprint: of the base's weights; see :class:`dnd_fast.svf.expert.ExpertConfig`.
+        sizes: the length of z by module name, in token order.
+        fingerprint: SHA-256 over the base's weights; see
+            :class:`dnd_fast.svf.expert.ExpertConfig`.
         parametrisation: how z becomes scales.
         chunk: columns of a token; by default the greatest common divisor of all lengths.
         base_model: path or hub id of the base model, written into experts.
@@ -32,6 +36,8 @@ class ExpertLayout(TokenLayout):
     Raises:
         InvalidInput: an argument is unusable; the message names it.
     """
+
+    modules_entry = "sizes"
 
     def __init__(
         self,
@@ -42,7 +48,6 @@ class ExpertLayout(TokenLayout):
         chunk: int | None = None,
         base_model: str | None = None,
     ) -> None:
-        nn.Module.__init__(self)
         if not sizes:
             raise InvalidInput("the layout has no modules.")
         for name, size in sizes.items():
@@ -52,22 +57,22 @@ class ExpertLayout(TokenLayout):
             raise InvalidInput(
                 f"parametrisation={parametrisation!r}; choose one of {get_args(Parametrisation)}."
             )
-        self._set_sizes(list(sizes.values()), 1, chunk)
-        self.sizes, self.fingerprint = dict(sizes), fingerprint
-        self.parametrisation, self.base_model = parametrisation, base_model
-        self.rank, self.scale = 1, "static"
+        super().__init__(list(sizes.values()), rank=1, chunk=chunk, base_model=base_model)
+        self.sizes = dict(sizes)
+        self.fingerprint = fingerprint
+        self.parametrisation = parametrisation
 
     @classmethod
     def for_base(
         cls, base: DecomposedModel, parametrisation: Parametrisation = "plain"
-    ) -> ExpertLayout:
+    ) -> SvfLayout:
         """The layout of experts for a decomposed base."""
         name = getattr(base.model.config, "_name_or_path", None) or None
         fingerprint = base.fingerprint(list(base.sizes))
         return cls(base.sizes, fingerprint, parametrisation, base_model=name)
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> ExpertLayout:
+    def from_dict(cls, fields: Mapping[str, Any]) -> SvfLayout:
         """Inverse of :meth:`to_dict`.
 
         Raises:
@@ -109,11 +114,32 @@ class ExpertLayout(TokenLayout):
         config = ExpertConfig(self.base_model, self.fingerprint, self.parametrisation)
         return Expert({name: z.clone() for name, z in tensors.items()}, config)
 
+    def check_base(self, base: object) -> None:
+        """Raise unless ``base`` is a :class:`dnd_fast.svf.expert.DecomposedModel`.
 
-def layout_from_dict(fields: Mapping[str, Any]) -> TokenLayout:
+        Raises:
+            InvalidInput: it is not.
+        """
+        if not isinstance(base, DecomposedModel):
+            raise InvalidInput(
+                f"the base is a {type(base).__name__}; a layout of experts needs a DecomposedModel."
+            )
+
+    def applied(self, base: Any, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Put K experts on the base model for a block; see the parent."""
+        return base.factored(tensors, self.parametrisation)
+
+    def describe(self) -> dict[str, Any]:
+        """The parametrisation and the number of modules, for people to read."""
+        return {"makes": f"SVF experts, {self.parametrisation}", "modules": len(self.sizes)}
+
+
+def layout_from_dict(fields: Mapping[str, Any]) -> WeightLayout:
     """The layout that was described: of experts, or of LoRA adapters.
 
     Raises:
         InvalidInput: entries are missing or malformed.
     """
-    return (ExpertLayout if "fingerprint" in fields else TokenLayout).from_dict(fields)
+    kinds: tuple[type[WeightLayout], ...] = (SvfLayout, LoraLayout)
+    kind = next((kind for kind in kinds if kind.modules_entry in fields), LoraLayout)
+    return kind.from_dict(fields)

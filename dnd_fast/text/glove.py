@@ -16,13 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.text.encoder import Padding, TextEncoder, Token
+from dnd_fast.text.prompt_encoder import (
+    CachingEncoder,
+    Padding,
+    Token,
+    hash_weights,
+    occupied_positions,
+)
 
 UNKNOWN = "<unk>"
 PART = re.compile(r"\w+|[^\w\s]")
 
 
-class GloveEncoder(TextEncoder):
+class GloveEncoder(CachingEncoder):
     """Embeds a prompt word by word, by a table.
 
     A word is what stands between white space, and takes one position. It is looked up as it is,
@@ -41,9 +47,7 @@ class GloveEncoder(TextEncoder):
         if UNKNOWN not in self._rows:
             self._rows[UNKNOWN] = len(vectors)
             vectors = torch.cat([vectors, vectors.mean(0, keepdim=True)])
-        self.model = nn.EmbeddingBag.from_pretrained(vectors, mode="mean")
-        self.layer = None
-        self.width = vectors.shape[1]
+        super().__init__(nn.EmbeddingBag.from_pretrained(vectors, mode="mean"), vectors.shape[1])
 
     @classmethod
     def read(cls, path: str | Path) -> GloveEncoder:
@@ -73,34 +77,36 @@ class GloveEncoder(TextEncoder):
 
     def fingerprint(self) -> str:
         """SHA-256 over words and vectors."""
-        content = "\n".join([super().fingerprint(), *self._rows])
+        content = "\n".join([hash_weights(self.model), *self._rows])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def _tokenize(self, prompts: list[str], length: int) -> Sequence[Sequence[Token]]:
         """For each prompt and position the table's rows whose mean stands there."""
-        words = [prompt.split() for prompt in prompts]
-        if too_long := sum(len(row) > length for row in words):
+        split = [prompt.split() for prompt in prompts]
+        if too_long := sum(len(words) > length for words in split):
             warnings.warn(
-                f"{too_long} of {len(words)} prompts are longer than {length} words and are "
+                f"{too_long} of {len(split)} prompts are longer than {length} words and are "
                 "truncated.",
                 stacklevel=3,
             )
-        return [[self._look_up(word) for word in row[:length]] for row in words]
+        return [[self._look_up(word) for word in words[:length]] for words in split]
 
     def _look_up(self, word: str) -> tuple[int, ...]:
         for parts in ([word], PART.findall(word)):
             rows = [self._rows.get(part, self._rows.get(part.lower())) for part in parts]
-            if found := tuple(row for row in rows if row is not None):
-                return found
+            if known := tuple(row for row in rows if row is not None):
+                return known
         return (self._rows[UNKNOWN],)
 
     @torch.no_grad()
-    def _encode(self, ids: Sequence[Sequence[Token]], length: int, padding: Padding) -> Tensor:
-        hidden = torch.zeros(len(ids), length, self.width, device=self.device)
-        bags = [torch.tensor(rows) for row in ids for rows in row]
+    def _embed(self, tokens: Sequence[Sequence[Token]], length: int, padding: Padding) -> Tensor:
+        hidden = torch.zeros(
+            len(tokens), length, self.width, dtype=torch.float32, device=self.device
+        )
+        bags = [torch.tensor(rows) for prompt in tokens for rows in prompt]
         starts = torch.tensor([0, *map(len, bags[:-1])]).cumsum(0)
-        mask = self._kept(ids, length, "zero")
-        hidden[mask] = self.model(torch.cat(bags).to(self.device), starts.to(self.device))
+        occupied = occupied_positions(tokens, length, "zero").to(self.device)
+        hidden[occupied] = self.model(torch.cat(bags).to(self.device), starts.to(self.device))
         return hidden
 
 

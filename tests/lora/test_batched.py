@@ -211,6 +211,16 @@ def test_respond_is_greedy_decoding(tokenizer, adapters):
             assert tokenizer.decode(ids[start:], skip_special_tokens=True) == text
 
 
+def test_responses_by_a_tokenizer_without_a_padding_token(tokenizer):
+    """Llama 3's has none; what is masked needs none."""
+    base = new_model()
+    prompts = [[example.prompt for example in group] for group in EXAMPLES]
+    expected = generate_responses(base, tokenizer, prompts, max_new_tokens=6)
+    bare = build_tokenizer()
+    bare.pad_token = None
+    assert generate_responses(base, bare, prompts, max_new_tokens=6) == expected
+
+
 def test_exact_match_is_greedy_decoding(tokenizer, adapters):
     """Score what greedy decoding gave, one token of one response changed."""
     base = new_model()

@@ -456,7 +456,7 @@ def test_the_kernel_writes_what_detokenize_gives(scale, monkeypatch):
     if scale == "static":
         layout.fit(tokens + torch.randn_like(tokens))
     expected = layout.detokenize(tokens)
-    monkeypatch.setattr("dnd_fast.lora.layout.can_run_triton", lambda device, dtype: True)
+    monkeypatch.setattr("dnd_fast.lora.weight_layout.can_run_triton", lambda device, dtype: True)
     found = layout.unpack(layout.scatter(tokens).cpu())
     assert list(found) == list(expected)
     for name, value in expected.items():

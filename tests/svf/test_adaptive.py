@@ -16,7 +16,8 @@ from dnd_fast.svf.adaptive import (
     question,
 )
 from dnd_fast.svf.cem import CemSpec
-from dnd_fast.svf.expert import DecomposedModel, initial_vectors, scales_of
+from dnd_fast.svf.decomposition import initial_vectors, scales_of
+from dnd_fast.svf.expert import DecomposedModel
 from dnd_fast.train.experts.reinforce import fit_experts
 
 TASKS = {

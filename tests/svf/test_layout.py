@@ -9,7 +9,7 @@ from dnd_fast import Generator, InvalidInput, TokenLayout
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.recipe import ConditionSpec, DecoderSpec
 from dnd_fast.svf.expert import DecomposedModel, Expert
-from dnd_fast.svf.layout import ExpertLayout, layout_from_dict
+from dnd_fast.svf.layout import SvfLayout, layout_from_dict
 
 TASKS = [
     ["copy cat", "echo dog", "repeat hen", "say eel again"],
@@ -21,7 +21,7 @@ TASKS = [
 @settings(max_examples=30, deadline=None)
 def test_there_and_back(sizes, chunk):
     """Bit by bit, padding included; any leading dimensions."""
-    layout = ExpertLayout({f"m{i}": size for i, size in enumerate(sizes)}, "f", chunk=chunk)
+    layout = SvfLayout({f"m{i}": size for i, size in enumerate(sizes)}, "f", chunk=chunk)
     vectors = {f"m{i}": torch.randn(2, 3, size) for i, size in enumerate(sizes)}
     tokens = layout.tokenize(vectors)
     assert tokens.shape == (2, 3, layout.num_tokens, *layout.token_shape)
@@ -33,7 +33,7 @@ def test_there_and_back(sizes, chunk):
 
 def test_statistics_and_description(tiny_base):
     base = DecomposedModel(tiny_base)
-    layout = ExpertLayout.for_base(base, "published")
+    layout = SvfLayout.for_base(base, "published")
     many = {name: torch.randn(6, size) + 1 for name, size in base.sizes.items()}
     tokens = layout.tokenize(many)
     layout.fit(tokens)
@@ -42,18 +42,18 @@ def test_statistics_and_description(tiny_base):
     back = layout.detokenize(normal)
     assert all(torch.allclose(back[name], z, atol=1e-5) for name, z in many.items())
     again = layout_from_dict(layout.to_dict())
-    assert isinstance(again, ExpertLayout)
+    assert isinstance(again, SvfLayout)
     assert again.to_dict() == layout.to_dict()
 
 
 @pytest.mark.interpret
 def test_the_kernel_writes_what_detokenize_gives(monkeypatch):
     torch.manual_seed(0)
-    layout = ExpertLayout({"m0": 13, "m1": 7}, "f", chunk=6)
+    layout = SvfLayout({"m0": 13, "m1": 7}, "f", chunk=6)
     tokens = torch.randn(3, layout.num_tokens, *layout.token_shape)
     layout.fit(tokens)
     expected = layout.detokenize(tokens)
-    monkeypatch.setattr("dnd_fast.lora.layout.can_run_triton", lambda device, dtype: True)
+    monkeypatch.setattr("dnd_fast.lora.weight_layout.can_run_triton", lambda device, dtype: True)
     found = layout.unpack(layout.scatter(tokens).cpu())
     assert list(found) == list(expected)
     assert all(torch.allclose(found[name], z, atol=1e-6) for name, z in expected.items())
@@ -62,7 +62,7 @@ def test_the_kernel_writes_what_detokenize_gives(monkeypatch):
 def test_a_generator_learns_to_make_experts(tiny_base, encoder, tmp_path):
     """Two tasks, two experts: after training, each task's prompts give its expert."""
     base = DecomposedModel(tiny_base)
-    layout = ExpertLayout.for_base(base)
+    layout = SvfLayout.for_base(base)
     torch.manual_seed(0)
     shape = [layout.num_tokens, *layout.token_shape]
     generator = Generator(
@@ -115,12 +115,52 @@ def test_adapters_are_still_adapters(tiny_config):
 )
 def test_unusable_descriptions(fields, message):
     with pytest.raises(InvalidInput, match=message):
-        ExpertLayout.from_dict({"fingerprint": "f"} | fields)
+        SvfLayout.from_dict({"fingerprint": "f"} | fields)
 
 
 def test_vectors_that_do_not_fit():
-    layout = ExpertLayout({"a": 4, "b": 2}, "f")
+    layout = SvfLayout({"a": 4, "b": 2}, "f")
     with pytest.raises(InvalidInput, match="1 missing"):
         layout.tokenize({"a": torch.ones(4)})
     with pytest.raises(InvalidInput, match="b has shape"):
         layout.tokenize({"a": torch.ones(4), "b": torch.ones(3)})
+
+
+def test_descriptions_written_by_earlier_versions():
+    """A saved generator's ``config.json`` names no kind of layout; its entries tell."""
+    experts = layout_from_dict(
+        {
+            "base_model": None,
+            "fingerprint": "f",
+            "parametrisation": "published",
+            "chunk": 2,
+            "sizes": {"a": 4, "b": 2},
+        }
+    )
+    assert (type(experts), experts.num_tokens, experts.token_shape) == (SvfLayout, 3, (1, 2))
+    adapters = layout_from_dict(
+        {
+            "base_model": None,
+            "rank": 2,
+            "lora_alpha": 4,
+            "target_modules": ["q"],
+            "scale": "static",
+            "chunk": 4,
+            "modules": {"q": [8, 4]},
+        }
+    )
+    assert (type(adapters), adapters.num_tokens, adapters.token_shape) == (TokenLayout, 3, (2, 4))
+
+
+def test_experts_are_no_lora_layout(tiny_config, tiny_base):
+    experts, adapters = SvfLayout({"a": 4}, "f"), TokenLayout.for_model(tiny_config, 2)
+    assert not isinstance(experts, TokenLayout)
+    assert experts.describe() == {"makes": "SVF experts, plain", "modules": 1}
+    assert adapters.describe() == {"adapters": "rank 2, alpha 4", "modules": 14}
+    decomposed = DecomposedModel(tiny_base, "attention")
+    experts.check_base(decomposed)
+    adapters.check_base(tiny_base)
+    with pytest.raises(InvalidInput, match="Qwen2ForCausalLM; a layout of experts needs a Decom"):
+        experts.check_base(tiny_base)
+    with pytest.raises(InvalidInput, match=r"DecomposedModel, .* one of LoRA adapters a plain"):
+        adapters.check_base(decomposed)

@@ -9,8 +9,12 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MPNetConfig,
+    MPNetModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    RobertaConfig,
+    RobertaModel,
     T5Config,
     T5ForConditionalGeneration,
     T5Model,
@@ -21,7 +25,9 @@ from dnd_fast.decoder.length_projection import LengthProjection
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.recipe import ConditionSpec, DecoderSpec
+from dnd_fast.text import load
 from dnd_fast.text.glove import GloveEncoder
+from dnd_fast.text.prompt_encoder import PromptEncoder
 
 SHORT = "take the opening letter of the tool cord"
 LONG = "count the letters in lemon and add nothing else " * 80  # about 720 tokens
@@ -151,10 +157,7 @@ def test_the_encoder_half_of_an_encoder_decoder(encoder):
 
 def test_a_tampered_package_is_refused(monkeypatch):
     """The packaged weights are a stranger's: anything but the original is refused."""
-    from dnd_fast import InvalidInput
-    from dnd_fast.text import encoder as condition
-
-    monkeypatch.setattr(condition, "DEFAULT_ENCODER_SHA256", "0" * 64)
+    monkeypatch.setattr(load, "DEFAULT_ENCODER_SHA256", "0" * 64)
     with pytest.raises(InvalidInput, match="is not the original all-MiniLM-L6-v2"):
         TextEncoder.from_pretrained()
 
@@ -341,3 +344,63 @@ def test_a_generator_takes_any_encoder_by_name(shared_generator, glove_file):
         )
     )
     assert generator.generate(["the cats", "Paris"]).modules
+
+
+@pytest.mark.parametrize(
+    ("config", "model"), [(RobertaConfig, RobertaModel), (MPNetConfig, MPNetModel)]
+)
+def test_positions_that_start_behind_the_padding_index(encoder, config, model):
+    """Of RoBERTa's max_position_embeddings two can be no token's: a slice is shorter by them."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    built = model(
+        config(
+            vocab_size=30522,
+            intermediate_size=16,
+            max_position_embeddings=34,
+            pad_token_id=1,
+            **sizes,
+        )
+    )
+    small = TextEncoder(built, encoder.tokenizer)
+    assert small.max_length == 32
+    ids = torch.tensor([encoder.tokenizer(LONG, verbose=False)["input_ids"]])
+    embeddings = small.encode([LONG], 1024)
+    for start in range(0, ids.shape[1], 32):
+        part = ids[:, start : start + 32]
+        with torch.no_grad():
+            expected = built(part).last_hidden_state
+        slice_ = embeddings[:, start : start + part.shape[1]]
+        torch.testing.assert_close(slice_, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_language_model_with_its_head(causal_folder):
+    tokenizer = build_tokenizer()
+    model = AutoModelForCausalLM.from_pretrained(causal_folder)
+    headless = TextEncoder(AutoModel.from_pretrained(causal_folder), tokenizer)
+    whole = TextEncoder(model, tokenizer)
+    assert torch.equal(whole.encode([SHORT], 40), headless.encode([SHORT], 40))
+    assert whole.fingerprint() == headless.fingerprint()
+
+
+def test_embeddings_are_float32_whatever_the_default_dtype(encoder, glove_file, tmp_path):
+    """Training scripts set bfloat16, which must not round embeddings, cached ones neither."""
+    for each in (encoder, GloveEncoder.read(glove_file)):
+        expected = each.encode(["the cats"], 8)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            embeddings = [each.encode(["the cats"], 8, cache=tmp_path) for _ in range(2)]
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert all(states.dtype == torch.float32 for states in embeddings)
+        assert all(torch.equal(states, expected) for states in embeddings)
+
+
+def test_what_a_generator_needs(encoder, glove_file):
+    for each in (encoder, GloveEncoder.read(glove_file)):
+        assert isinstance(each, PromptEncoder)
+        each.to("cpu")
+        assert each.device == torch.device("cpu")
+        with pytest.raises(InvalidInput, match="device='nonsense' cannot be used"):
+            each.to("nonsense")
+    assert not isinstance("all-MiniLM-L6-v2", PromptEncoder)

@@ -39,7 +39,8 @@ from dnd_fast.lora.batched import (
     response_logits,
     summed_losses,
 )
-from dnd_fast.svf.expert import DecomposedModel, Expert, Parametrisation, initial_vectors
+from dnd_fast.svf.decomposition import Parametrisation, initial_vectors
+from dnd_fast.svf.expert import DecomposedModel, Expert
 from dnd_fast.text.datasets import Example
 from dnd_fast.train.experts.checkpoints import State
 from dnd_fast.train.experts.sampling import sample
@@ -55,7 +56,7 @@ class ExpertSpec:
 
     Attributes:
         modules: which weights; see :class:`dnd_fast.svf.expert.DecomposedModel`.
-        parametrisation: how z becomes scales; see :mod:`dnd_fast.svf.expert`.
+        parametrisation: how z becomes scales; see :mod:`dnd_fast.svf.decomposition`.
         objective: ``"reinforce"``, or ``"next-token"``, the paper's ablation.
         steps: optimiser steps.
         warmup: the first so many steps are next-token ones whatever the objective: a base that

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset as MapDataset
 
 from dnd_fast.decoder.model import Shape
 from dnd_fast.lora.batched import Batch, TokenizedExample, collate
-from dnd_fast.lora.layout import TokenLayout
+from dnd_fast.lora.weight_layout import WeightLayout
 from dnd_fast.recipe import Phase
 from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.generator.distributed import DistributedContext
@@ -57,7 +57,7 @@ class AdapterFiles:
     """
 
     def __init__(
-        self, collection: Collection, name: str, layout: TokenLayout, kept: dict[Path, Tensor]
+        self, collection: Collection, name: str, layout: WeightLayout, kept: dict[Path, Tensor]
     ) -> None:
         self._collection, self._layout, self._kept = collection, layout, kept
         self._folders = collection.checkpoints(name)

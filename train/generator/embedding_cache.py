@@ -17,7 +17,7 @@ from torch import Tensor
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_folder, read_json, write_json
 from dnd_fast.recipe import ConditionSpec
-from dnd_fast.text.encoder import TextEncoder
+from dnd_fast.text.prompt_encoder import PromptEncoder
 
 EMBEDDINGS_FILE = "embeddings.f16"
 INDEX_FILE = "index.json"
@@ -53,7 +53,7 @@ class EmbeddedTexts:
 
 
 def embed_texts(
-    encoder: TextEncoder,
+    encoder: PromptEncoder,
     texts: Sequence[str],
     spec: ConditionSpec,
     cache: Path,
@@ -68,7 +68,7 @@ def embed_texts(
         texts: of one data set.
         spec: length and padding.
         cache: folder with one folder for each list of texts, named by a hash.
-        fingerprint: the encoder's; see :meth:`TextEncoder.fingerprint`.
+        fingerprint: the encoder's; see :meth:`PromptEncoder.fingerprint`.
         progress: is told how many texts have been embedded since the last time.
 
     Raises:

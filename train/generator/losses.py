@@ -11,7 +11,7 @@ Both take SVF experts, too, where the layout is one of experts.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -22,11 +22,9 @@ from dnd_fast.lora.batched import (
     Batch,
     gradient_checkpointing,
     summed_losses,
-    with_adapters,
 )
-from dnd_fast.lora.layout import TokenLayout
+from dnd_fast.lora.weight_layout import WeightLayout
 from dnd_fast.svf.expert import DecomposedModel
-from dnd_fast.svf.layout import ExpertLayout
 
 Base = PreTrainedModel | DecomposedModel  # the latter for experts
 
@@ -53,7 +51,7 @@ def mse(generated: Tensor, targets: Tensor, importance: Tensor | None = None) ->
 @contextmanager
 def sft(
     base: Base,
-    layout: TokenLayout,
+    layout: WeightLayout,
     generated: Tensor,
     examples: Batch,
     *,
@@ -66,17 +64,7 @@ def sft(
     model = base.model if isinstance(base, DecomposedModel) else base
     with (
         gradient_checkpointing(model) if recompute else nullcontext(),
-        _adapted(base, layout, generated),
+        layout.applied(base, layout.detokenize(generated)),
     ):
         answered = (examples.labels != IGNORE_INDEX).sum((1, 2))
         yield (summed_losses(model, examples) / answered).mean()
-
-
-def _adapted(base: Base, layout: TokenLayout, generated: Tensor) -> AbstractContextManager[None]:
-    """The base under generated adapters, or experts."""
-    tensors = layout.detokenize(generated)
-    if isinstance(layout, ExpertLayout):
-        assert isinstance(base, DecomposedModel)
-        return base.factored(tensors, layout.parametrisation)
-    assert isinstance(base, PreTrainedModel)
-    return with_adapters(base, tensors, layout.lora_alpha / layout.rank)

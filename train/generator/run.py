@@ -41,9 +41,9 @@ from dnd_fast.files import (
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.batched import TokenizedExample, encode
-from dnd_fast.lora.layout import TokenLayout
+from dnd_fast.lora.weight_layout import WeightLayout
 from dnd_fast.recipe import Phase, Recipe
-from dnd_fast.text.encoder import TextEncoder
+from dnd_fast.text.prompt_encoder import PromptEncoder
 from dnd_fast.train.adapters.collection import MANIFEST_FILE, Collection
 from dnd_fast.train.adapters.lora_trainer import shorten
 from dnd_fast.train.adapters.statistics import fit_layout
@@ -92,7 +92,7 @@ def train_run(
     out: Path,
     *,
     world: DistributedContext | None = None,
-    encoder: TextEncoder | None = None,
+    encoder: PromptEncoder | None = None,
     keep: int = 2,
     cache: Path | None = None,
     trackers: Sequence[str] = (),
@@ -305,7 +305,7 @@ def _difference(name: str, asked: Any, had: Any) -> tuple[str, str]:
 
 def _statistics(
     out: Path,
-    layout: TokenLayout,
+    layout: WeightLayout,
     collection: Collection,
     names: Sequence[str],
     world: DistributedContext,
@@ -335,7 +335,7 @@ def _embedded(
 ) -> dict[str, tuple[EmbeddedTexts, ...]]:
     """The texts of every data set; each process embeds an equal share of the data sets."""
     encoder = generator.encoder
-    encoder.model.to(world.device)
+    encoder.to(world.device)
     fingerprint = encoder.fingerprint()
 
     def embedded(name: str) -> tuple[EmbeddedTexts, ...]:
@@ -352,7 +352,7 @@ def _embedded(
         progress("embed texts", done, len(share))
     world.wait()
     found = {name: embedded(name) for name in names}
-    encoder.model.to("cpu")
+    encoder.to("cpu")
     return found
 
 

@@ -21,10 +21,8 @@ from torch.utils.data import DataLoader
 
 from dnd_fast.decoder.model import HyperConvDecoder
 from dnd_fast.errors import InvalidInput
-from dnd_fast.lora.layout import TokenLayout
+from dnd_fast.lora.weight_layout import WeightLayout
 from dnd_fast.recipe import Phase
-from dnd_fast.svf.expert import DecomposedModel
-from dnd_fast.svf.layout import ExpertLayout
 from dnd_fast.train.generator import losses as objectives
 from dnd_fast.train.generator.checkpoints import Checkpoints, State
 from dnd_fast.train.generator.data import (
@@ -131,7 +129,7 @@ class Loss:
         self,
         model: nn.Module,
         decoder: HyperConvDecoder,
-        layout: TokenLayout,
+        layout: WeightLayout,
         base: Base | None,
         device: torch.device,
         options: TrainerConfig,
@@ -207,7 +205,7 @@ class Trainer:
     """
 
     decoder: HyperConvDecoder
-    layout: TokenLayout
+    layout: WeightLayout
     sources: Sequence[TaskData]
     pairing: Pairing
     phases: Sequence[Phase]
@@ -332,12 +330,8 @@ class Trainer:
     def _check_needs(self, phase: Phase) -> None:
         if phase.objective == "sft" and self.base is None:
             raise InvalidInput("the objective 'sft' needs the base model.")
-        decomposed = isinstance(self.base, DecomposedModel)
-        if self.base is not None and decomposed != isinstance(self.layout, ExpertLayout):
-            raise InvalidInput(
-                f"the base is a {type(self.base).__name__}; a layout of experts needs a "
-                "DecomposedModel, one of LoRA adapters a plain model."
-            )
+        if self.base is not None:
+            self.layout.check_base(self.base)
         weighted = phase.objective == "mse" and phase.weighted
         if weighted and self.decoder.criterion_weight is None:
             raise InvalidInput("a weighted phase needs the tokens' importance: criterion_weight.")

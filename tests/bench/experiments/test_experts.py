@@ -11,7 +11,7 @@ from dnd_fast.bench.harness.markdown import NO_RESULTS
 from dnd_fast.demo.retrain import SHIPPED_SEED
 from dnd_fast.demo.tasks import FORMATS, SKILLS, split_tasks
 from dnd_fast.svf.cem import CemSpec
-from dnd_fast.svf.expert import initial_vectors
+from dnd_fast.svf.decomposition import initial_vectors
 
 
 @pytest.fixture

