@@ -129,9 +129,9 @@ def _load(
     import torch
     from huggingface_hub.constants import HF_HOME
 
+    from dnd_fast.base_model import load_base
     from dnd_fast.svf.adaptive import TEMPLATE, AdaptiveModel
     from dnd_fast.svf.expert import DecomposedModel, Expert
-    from dnd_fast.train.base import load_base
 
     experts: dict[str, Expert] = {}
     for folder in folders:

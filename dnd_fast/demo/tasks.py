@@ -18,6 +18,9 @@ from dnd_fast.text import datasets
 
 Split = Literal["train", "validation", "test"]
 
+SHIPPED_SEED = 0  # of the files that come with the package
+EXAMPLES = 192  # training examples of each task
+
 
 class Example(NamedTuple):
     """A prompt, its only correct answer, and the word it is about."""

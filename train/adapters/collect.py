@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dnd_fast.base_model import load_base, load_config, resolved
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import (
     atomic_file,
@@ -42,7 +43,6 @@ from dnd_fast.train.adapters.collection import (
     write_manifest,
 )
 from dnd_fast.train.adapters.lora_trainer import LoraTrainer, initial_adapter, shorten, spread
-from dnd_fast.train.base import load_base, load_config, resolved
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
 

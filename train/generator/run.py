@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dnd_fast.base_model import load_base
 from dnd_fast.decoder.planning import kind_of, training_plan
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import (
@@ -46,7 +47,6 @@ from dnd_fast.text.encoder import TextEncoder
 from dnd_fast.train.adapters.collection import MANIFEST_FILE, Collection
 from dnd_fast.train.adapters.lora_trainer import shorten
 from dnd_fast.train.adapters.statistics import fit_layout
-from dnd_fast.train.base import load_base
 from dnd_fast.train.generator.checkpoints import Checkpoints
 from dnd_fast.train.generator.data import AdapterFiles, TaskData
 from dnd_fast.train.generator.distributed import DistributedContext, whole_weights

@@ -7,8 +7,7 @@ import torch
 
 from dnd_fast.bench.experiments import adaptation, experts
 from dnd_fast.bench.harness import results
-from dnd_fast.demo.retrain import SHIPPED_SEED
-from dnd_fast.demo.tasks import FORMATS, SKILLS, split_tasks
+from dnd_fast.demo.tasks import FORMATS, SHIPPED_SEED, SKILLS, split_tasks
 from dnd_fast.svf.cem import CemSpec
 from dnd_fast.svf.expert import initial_vectors
 

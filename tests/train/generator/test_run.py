@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dnd_fast import Generator, InvalidInput, Recipe
-from dnd_fast.cli.train import train
 from dnd_fast.files import locked
 from dnd_fast.recipe import RECIPES, ConditionSpec, Phase
 from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.adapters.statistics import fit_layout
+from dnd_fast.train.commands.train import train
 from dnd_fast.train.generator.embedding_cache import EMBEDDINGS_FILE, embed_texts
 from dnd_fast.train.generator.log import Log
 from dnd_fast.train.generator.run import RunConfig, find_names, train_run

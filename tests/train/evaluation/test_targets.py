@@ -8,11 +8,11 @@ import typer
 from typer.testing import CliRunner
 
 from dnd_fast import InvalidInput
-from dnd_fast.cli.evaluate import evaluate
 from dnd_fast.demo.tasks import split_tasks
 from dnd_fast.generator import DEMO_MODELS
+from dnd_fast.train.commands.evaluate import evaluate
 from dnd_fast.train.evaluation import evaluate as methods
-from dnd_fast.train.evaluation.subjects import EvalTarget
+from dnd_fast.train.evaluation.targets import EvalTarget
 from dnd_fast.train.generator.run import FORMAT_VERSION
 
 from ..conftest import write_dataset

@@ -110,7 +110,7 @@ def evaluate(
 
     from dnd_fast.files import atomic_file, write_json
     from dnd_fast.train.evaluation.metrics import Settings, make_metric
-    from dnd_fast.train.evaluation.subjects import EvalTarget, evaluate_subjects
+    from dnd_fast.train.evaluation.targets import EvalTarget, evaluate_subjects
 
     settings = Settings(
         batch=batch,

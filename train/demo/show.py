@@ -19,8 +19,7 @@ from transformers import (
 )
 
 from dnd_fast.demo.exam import EXAM_SIZE, exam
-from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED
-from dnd_fast.demo.tasks import Example, Task, split_tasks
+from dnd_fast.demo.tasks import EXAMPLES, SHIPPED_SEED, Example, Task, split_tasks
 from dnd_fast.generator import DEMO_MODELS, Generator
 from dnd_fast.lora.adapter import Adapter
 from dnd_fast.lora.batched import encode, exact_match, generate_responses

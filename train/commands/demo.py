@@ -34,14 +34,15 @@ def demo(
             console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
         return
     if retrain:
-        from dnd_fast.demo import retrain as pipeline
+        from dnd_fast.demo.tasks import SHIPPED_SEED
         from dnd_fast.generator import DEMO_MODELS
+        from dnd_fast.train.demo import retrain as pipeline
 
         with progress_bars() as progress:
-            trained = pipeline.retrain(pipeline.SHIPPED_SEED, progress)
+            trained = pipeline.retrain(SHIPPED_SEED, progress)
         pipeline.save(trained, DEMO_MODELS)
         console.print(f"Rebuilt {DEMO_MODELS}.")
-    from dnd_fast.demo.show import show
+    from dnd_fast.train.demo.show import show
 
     figures = show(console, out)
     if json_file is not None:

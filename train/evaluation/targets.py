@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from dnd_fast.base_model import load_base
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import read_json
 from dnd_fast.generator import Generator
 from dnd_fast.text.datasets import Dataset
 from dnd_fast.train.adapters.collection import Collection
-from dnd_fast.train.base import load_base
 from dnd_fast.train.evaluation.evaluate import (
     EvalTask,
     Evaluator,

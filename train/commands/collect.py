@@ -99,9 +99,9 @@ def collect(
     """
     import torch
 
+    from dnd_fast.base_model import check_fits
     from dnd_fast.recipe import LoraSpec, Recipe
     from dnd_fast.train.adapters.collect import collect_folder
-    from dnd_fast.train.base import check_fits
 
     chosen = Recipe.load(recipe or DEFAULT_RECIPE)
     if recipe is not None:

@@ -16,21 +16,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dnd_fast.demo.pretrain import pretrain
-from dnd_fast.demo.tasks import Split, Task, split_tasks
+from dnd_fast.demo.tasks import EXAMPLES, Split, Task, split_tasks
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.generator import Generator, GeneratorConfig
 from dnd_fast.lora.batched import TokenizedExample, encode
 from dnd_fast.recipe import Recipe
 from dnd_fast.text.encoder import TextEncoder
 from dnd_fast.train.adapters.collect import collect
+from dnd_fast.train.demo.pretrain import pretrain
 from dnd_fast.train.generator.data import TaskData
 from dnd_fast.train.generator.pairs import Pairing
 from dnd_fast.train.generator.trainer import StepMetrics, Trainer
 
-SHIPPED_SEED = 0  # of the files that come with the package
-EXAMPLES = 192  # training examples of each task
-POOL = 96  # of which so many lend their prompts as conditions
+POOL = 96  # of a task's training examples, so many lend their prompts as conditions
 
 Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all
 

@@ -274,9 +274,9 @@ def _train_expert(
 ) -> None:
     import torch
 
+    from dnd_fast.base_model import load_base
     from dnd_fast.recipe import from_table, read_toml
     from dnd_fast.text.datasets import Dataset
-    from dnd_fast.train.base import load_base
     from dnd_fast.train.experts.reinforce import ExpertSpec, train_expert
 
     spec = (
