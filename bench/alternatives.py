@@ -52,7 +52,7 @@ from dnd_fast.bench.experiments.demo_evaluation import Adapters, score
 from dnd_fast.bench.experiments.large import compare_large
 from dnd_fast.bench.harness.results import append, latest, prompts_hash, provenance
 from dnd_fast.bench.harness.timing import console, percentiles, require_steady, speedup
-from dnd_fast.cli.console import progress_bars
+from dnd_fast.console import progress_bars
 from dnd_fast.demo.exam import EXAM_SIZE, exam
 from dnd_fast.demo.tasks import EXAMPLES, SHIPPED_SEED, Example, Task, split_tasks
 from dnd_fast.generator import DEMO_MODELS, Generator

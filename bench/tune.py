@@ -30,7 +30,7 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from dnd_fast.bench.harness.timing import console
-from dnd_fast.cli.console import Weights
+from dnd_fast.console import Weights
 from dnd_fast.decoder.model import HyperConvDecoder
 from dnd_fast.files import atomic_file, read_json, write_json
 from dnd_fast.generator import GeneratorConfig

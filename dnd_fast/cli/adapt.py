@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 from rich.markup import escape
 
-from dnd_fast.cli.console import console
+from dnd_fast.console import console
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_folder
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from dnd_fast.cli.console import console, progress_bars
+from dnd_fast.console import console, progress_bars
 
 DEFAULT_RECIPE = "common-sense-0.5b"
 FROM_RECIPE = "the recipe's"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from dnd_fast.cli.console import console, progress_bars
+from dnd_fast.console import console, progress_bars
 from dnd_fast.files import atomic_file, write_json
 
 

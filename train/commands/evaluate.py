@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from dnd_fast.cli.console import GENERATOR_HELP, console, progress_bars
+from dnd_fast.console import GENERATOR_HELP, console, progress_bars
 from dnd_fast.errors import InvalidInput
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from dnd_fast.cli.console import console, progress_bars
+from dnd_fast.console import console, progress_bars
 from dnd_fast.errors import InvalidInput
 
 if TYPE_CHECKING:
