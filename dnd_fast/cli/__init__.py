@@ -19,6 +19,7 @@ COMMANDS = (
     ("dnd_fast.train.commands.demo", "demo"),
     ("dnd_fast.train.commands.collect", "collect"),
     ("dnd_fast.train.commands.train", "train"),
+    ("dnd_fast.train.commands.train_expert", "train_expert"),
     ("dnd_fast.train.commands.evaluate", "evaluate"),
     ("dnd_fast.cli.adapt", "adapt"),
     ("dnd_fast.cli.info", "info"),

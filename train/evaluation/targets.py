@@ -17,6 +17,7 @@ from dnd_fast.files import read_json
 from dnd_fast.generator import Generator
 from dnd_fast.text.datasets import Dataset
 from dnd_fast.train.adapters.collection import Collection
+from dnd_fast.train.adapters.names import find_names, read_names
 from dnd_fast.train.evaluation.evaluate import (
     EvalTask,
     Evaluator,
@@ -37,7 +38,7 @@ from dnd_fast.train.evaluation.plots import (
 from dnd_fast.train.evaluation.questions import Needed, read_questions
 from dnd_fast.train.evaluation.scores import Evaluation, check_disjoint, merged
 from dnd_fast.train.generator.pairs import Form
-from dnd_fast.train.generator.run import FORMAT_VERSION, RUN_FILE, find_names, read_names
+from dnd_fast.train.generator.run_file import FORMAT_VERSION, RUN_FILE
 
 SHOWN_CHECKPOINTS = 4  # adapters of a data set in the plot of weights
 

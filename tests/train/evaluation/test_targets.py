@@ -13,7 +13,7 @@ from dnd_fast.generator import DEMO_MODELS
 from dnd_fast.train.commands.evaluate import evaluate
 from dnd_fast.train.evaluation import evaluate as methods
 from dnd_fast.train.evaluation.targets import EvalTarget
-from dnd_fast.train.generator.run import FORMAT_VERSION
+from dnd_fast.train.generator.run_file import FORMAT_VERSION
 
 from ..conftest import write_dataset
 
