@@ -11,7 +11,7 @@ from dnd_fast.generator import DEMO_MODELS, GeneratorConfig
 from dnd_fast.lora.adapter import lora_config
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.text.datasets import Dataset
-from dnd_fast.train.adapters.collection import Collection, Manifest, write_manifest
+from dnd_fast.train.adapters.collection import Collection, Manifest
 
 CHECKPOINTS = 3
 
@@ -63,7 +63,7 @@ def shared_collection(tmp_path_factory, demo_tasks):
     manifest = Manifest(
         base, tokenizer, layout.rank, layout.lora_alpha, layout.target_modules, {}, datasets
     )
-    write_manifest(folder, manifest)
+    manifest.write(folder)
     return folder
 
 
