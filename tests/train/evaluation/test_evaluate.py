@@ -77,10 +77,10 @@ def last(collection, name):
     return Adapter.load(collection.checkpoints(name)[-1])
 
 
-def likelihood(exam):
+def likelihood(batch):
     """A metric that any adapter changes, unlike exact match, which is 0 for most: exp(-loss)."""
-    batch = collate(encode(exam.tokenizer, exam.questions)).view(-1, 1)
-    return per_question(exam.model, batch)
+    examples = collate(encode(batch.tokenizer, batch.questions)).view(-1, 1)
+    return per_question(batch.model, examples)
 
 
 def per_question(model, batch):
