@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dnd_fast import Adapter, Recipe
-from dnd_fast.demo.tasks import DOMAINS, FORMATS, SKILLS, Task
+from dnd_fast.demo.tasks import Task
+from dnd_fast.demo.vocabulary import DOMAINS, FORMATS, SKILLS
 from dnd_fast.generator import DEMO_MODELS, GeneratorConfig
 from dnd_fast.lora.adapter import lora_config
 from dnd_fast.lora.layout import TokenLayout

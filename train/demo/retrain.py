@@ -35,14 +35,14 @@ Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all
 
 @dataclass(frozen=True)
 class Trained:
-    """Everything that one run made.
+    """All that one run has made.
 
     Attributes:
-        base, tokenizer: the pretrained base model.
-        tasks: training, validation and test tasks.
-        tokens: every task's checkpoints ``[tasks, checkpoints, Nw, Lw, Cw]``, not normalised, in
+        base, tokenizer: The pretrained base model and its tokenizer.
+        tasks: Training, validation and test tasks.
+        tokens: Every task's checkpoints ``[tasks, checkpoints, Nw, Lw, Cw]``, not normalised, in
             the order train, validation, test.
-        conditions: embedded training prompts ``[tasks, POOL, L, C]``, in the same order.
+        conditions: Embedded training prompts ``[tasks, POOL, L, C]``, in the same order.
         generators: ``"mse"`` (the paper's objective) and ``"mse+sft"`` (continued end to end).
     """
 
@@ -60,7 +60,7 @@ class Trained:
 
 
 def retrain(seed: int, progress: Progress = lambda stage, done, total: None) -> Trained:
-    """Run the pipeline; ``progress`` is told of every step.
+    """Run the pipeline; the callback ``progress`` gets every step.
 
     Raises:
         InvalidInput: the text encoder cannot be loaded.
@@ -72,10 +72,10 @@ def retrain(seed: int, progress: Progress = lambda stage, done, total: None) -> 
     base.requires_grad_(False)
 
     tasks = split_tasks(seed)
-    everything = [*tasks["train"], *tasks["validation"], *tasks["test"]]
+    all_tasks = [*tasks["train"], *tasks["validation"], *tasks["test"]]
     datasets = [
         encode(tokenizer, (example.turn for example in task.examples(EXAMPLES, "train", 0)))
-        for task in everything
+        for task in all_tasks
     ]
     tokens = collect(
         base,
@@ -86,7 +86,7 @@ def retrain(seed: int, progress: Progress = lambda stage, done, total: None) -> 
         progress=_named(progress, "collect an adapter per task"),
     )
     conditions = embed_prompts(
-        encoder, everything, generator.config.condition.length, _named(progress, "embed prompts")
+        encoder, all_tasks, generator.config.condition.length, _named(progress, "embed prompts")
     )
     count = len(tasks["train"])
     generators = train_generator(
@@ -102,7 +102,7 @@ def retrain(seed: int, progress: Progress = lambda stage, done, total: None) -> 
 
 
 def new_generator(seed: int) -> Generator:
-    """An untrained generator by the demo's recipe."""
+    """Make an untrained generator by the demo's recipe."""
     torch.manual_seed(seed)
     return Generator(GeneratorConfig.from_recipe(Recipe.load("demo")))
 
@@ -113,7 +113,7 @@ def embed_prompts(
     length: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    """Embeddings ``[tasks, POOL, L, C]`` in float16 of each task's first training prompts."""
+    """Embed prompts to ``[tasks, POOL, L, C]`` in float16: each task's first training prompts."""
     embedded = []
     for done, task in enumerate(tasks, 1):
         prompts = [example.prompt for example in task.examples(POOL, "train", 0)]
@@ -132,10 +132,10 @@ def train_generator(
     seed: int,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Generator]:
-    """Fit the statistics, then train phase by phase: the generator after each, by objective."""
+    """Fit the statistics and train; returns the generator after each phase, by objectives."""
     generator.layout.fit(tokens.flatten(0, 1))
     targets = generator.layout.normalize(tokens)
-    sources = [
+    tasks = [
         TaskData(str(index), (conditions[index],), targets[index], examples)
         for index, examples in enumerate(datasets)
     ]
@@ -153,13 +153,14 @@ def train_generator(
         name = "+".join(phase.objective for phase in phases[: index + 1])
         finished[name] = copy.deepcopy(generator).eval()
 
-    def report(step: StepMetrics) -> None:
-        progress(f"train the generator ({step.objective})", step.done, step.steps)
+    def report(metrics: StepMetrics) -> None:
+        stage = f"train the generator ({metrics.objective})"
+        progress(stage, metrics.done, metrics.steps)
 
     Trainer(
         generator.decoder,
         generator.layout,
-        sources,
+        tasks,
         pairing,
         phases,
         base=base,

@@ -35,8 +35,8 @@ def show(console: Console, out: Path) -> dict[str, Any]:
 
     Returns:
         ``base``, ``generated``, ``control``, ``oracle``: exact match on the shown task's test set;
-        ``seconds``: of the generation, text encoder included and already loaded; ``stages``: its
-        parts; ``held_out``: the same over all held-out tasks.
+        ``seconds``: time of the generation, text encoder included and already loaded;
+        ``stages``: its parts; ``held_out``: the same over all held-out tasks.
     """
     start = time.perf_counter()
     split = split_tasks(SHIPPED_SEED)
@@ -77,7 +77,7 @@ def show(console: Console, out: Path) -> dict[str, Any]:
         table.add_row(name, f"{1e3 * value:.1f}")
     console.print(table)
 
-    adapters = generator.generate([prompts_of(each) for each in tasks])
+    adapters = generator.generate(list(map(prompts_of, tasks)))
     with console.status(f"training {len(tasks)} adapters on the tasks' answers, to compare with"):
         begin = time.perf_counter()
         oracle = _trained_adapters(base, tokenizer, generator.layout, tasks)
@@ -133,7 +133,7 @@ def _trained_adapters(
     layout: TokenLayout,
     tasks: list[Task],
 ) -> dict[str, torch.Tensor]:
-    """The oracle: one adapter per task, trained as the collection was."""
+    """Train the oracle: one adapter per task, as the collection was trained."""
     datasets = [
         encode(tokenizer, (e.turn for e in task.examples(EXAMPLES, "train", 0))) for task in tasks
     ]

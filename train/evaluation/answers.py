@@ -61,7 +61,7 @@ def program(question: Question, answer: str) -> str:
     """Put together what is run to see whether a generated answer is right.
 
     With an entry point the prompt comes first. It is the head and documentation of a function: code
-    that goes on from it fits below, and code that repeats it defines the function again.
+    that continues it fits below, and code that repeats it defines the function again.
     """
     code = python_code(answer)
     if not question.entry_point:

@@ -1,4 +1,4 @@
-"""What a run reports while it goes on: log.jsonl, and Accelerate's trackers."""
+"""The log of a run while it trains: log.jsonl, and Accelerate's trackers."""
 
 from __future__ import annotations
 
