@@ -53,10 +53,9 @@ from dnd_fast.bench.experiments.large import compare_large
 from dnd_fast.bench.harness.markdown import NO_RESULTS, table, times
 from dnd_fast.bench.harness.results import append, latest, prompts_hash, provenance
 from dnd_fast.bench.harness.timing import console, percentiles, require_steady, speedup
-from dnd_fast.cli.console import progress_bars
+from dnd_fast.console import progress_bars
 from dnd_fast.demo.exam import EXAM_SIZE, exam
-from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED, Progress
-from dnd_fast.demo.tasks import Example, Task, split_tasks
+from dnd_fast.demo.tasks import EXAMPLES, SHIPPED_SEED, Example, Task, split_tasks
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.kernels.device import device_name
@@ -64,6 +63,7 @@ from dnd_fast.lora.batched import IGNORE_INDEX, Batch, TokenizedExample, encode
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Recipe
 from dnd_fast.train.adapters.collect import collect
+from dnd_fast.train.demo.retrain import Progress
 
 STEPS = (75, 300)  # of LoRA; tuning on a few examples takes the first
 REPEATS = 5  # of the first task, to see whether times are steady

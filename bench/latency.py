@@ -55,7 +55,7 @@ from dnd_fast.bench.harness.timing import (
     seconds_text,
     speedup,
 )
-from dnd_fast.cli.console import Weights
+from dnd_fast.console import Weights
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_file
 from dnd_fast.generator import Generator

@@ -31,7 +31,7 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from dnd_fast.bench.harness.timing import console
-from dnd_fast.cli.console import Weights
+from dnd_fast.console import Weights
 from dnd_fast.decoder.model import HyperConvDecoder
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.kernels.device import calibrate

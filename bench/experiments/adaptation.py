@@ -24,7 +24,8 @@ from torch import Tensor
 from dnd_fast.bench.experiments import experts as bench
 from dnd_fast.bench.experiments.experts import Demo, finish, fit, row, say, stack
 from dnd_fast.bench.harness.results import RESULTS
-from dnd_fast.demo.tasks import FORMATS, SKILLS, Task
+from dnd_fast.demo.tasks import Task
+from dnd_fast.demo.vocabulary import FORMATS, SKILLS
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.batched import encode

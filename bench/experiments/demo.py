@@ -46,8 +46,8 @@ WEAK_SPOTS = {
 def run(seed: Annotated[int, typer.Option(help="Of base, split, adapters and generator.")]) -> None:
     """Train and evaluate one seed; adds a line to bench/results/demo.jsonl."""
     from dnd_fast.bench.experiments.demo_evaluation import evaluate
-    from dnd_fast.cli.console import progress_bars
-    from dnd_fast.demo.retrain import retrain
+    from dnd_fast.console import progress_bars
+    from dnd_fast.train.demo.retrain import retrain
 
     started = time.perf_counter()
     stages: dict[str, float] = {}

@@ -11,16 +11,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dnd_fast.demo.exam import exam
-from dnd_fast.demo.retrain import (
-    EXAMPLES,
+from dnd_fast.demo.tasks import EXAMPLES
+from dnd_fast.generator import Generator
+from dnd_fast.lora.batched import Batch, encode, exact_match, generate_responses
+from dnd_fast.lora.layout import TokenLayout
+from dnd_fast.train.demo.retrain import (
     Progress,
     Trained,
     new_generator,
     train_generator,
 )
-from dnd_fast.generator import Generator
-from dnd_fast.lora.batched import Batch, encode, exact_match, generate_responses
-from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.train.evaluation.evaluate import most_similar, pooled
 
 PROMPT_BATCHES = 3  # conditions drawn per task

@@ -34,7 +34,7 @@ MSE = Phase("mse", steps=400, learning_rate=3e-3, batch=16, dropout=0.2, weighte
 END_TO_END = Phase("sft", steps=150, learning_rate=5e-4, batch=12, examples=6, dropout=0.2)
 
 
-def main(seed: Annotated[int, typer.Option(help="Of experts and generator.")] = 0) -> None:
+def main(seed: Annotated[int, typer.Option(help="Seed of experts and generator.")] = 0) -> None:
     """Fit an expert per training task, train a generator, test it on tasks unseen by it."""
     demo, started = Demo(), time.perf_counter()
     data = [demo.encoded(task.examples(EXAMPLES, "train", 0)) for task in demo.training]
@@ -59,18 +59,18 @@ def main(seed: Annotated[int, typer.Option(help="Of experts and generator.")] = 
         say(list(phases)[index], started)
 
     targets = layout.normalize(tokens)
-    sources = [
+    tasks = [
         TaskData(str(k), (conditions[k],), targets[k][None], examples)
         for k, examples in enumerate(data)
     ]
     pairing = Pairing(
         seed,
         generator.config.condition.prompts,
-        candidates=(conditions.shape[1],) * len(sources),
-        checkpoints=(1,) * len(sources),
+        candidates=(conditions.shape[1],) * len(tasks),
+        checkpoints=(1,) * len(tasks),
         examples=tuple(map(len, data)),
     )
-    parts = generator.decoder, layout, sources, pairing, tuple(phases.values())
+    parts = generator.decoder, layout, tasks, pairing, tuple(phases.values())
     Trainer(*parts, base=demo.base, on_phase_end=grade).fit()
     rows[f"{name}: from another task's prompts"] = row(
         demo.graded({key: z.roll(1, 0) for key, z in _generated(demo, generator).items()})

@@ -32,18 +32,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from dnd_fast.base_model import load_base
 from dnd_fast.bench.harness.markdown import table
 from dnd_fast.bench.harness.results import append, latest
-from dnd_fast.demo.pretrain import LEARNING_RATE, pretrain, pretraining_batch
-from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED
-from dnd_fast.demo.tasks import split_tasks
+from dnd_fast.demo.tasks import EXAMPLES, SHIPPED_SEED, split_tasks
 from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.batched import TokenizedExample, encode, generate_responses, response_logits
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Recipe
 from dnd_fast.svf.expert import DecomposedModel, Expert
 from dnd_fast.train.adapters.collect import collect
-from dnd_fast.train.base import load_base
+from dnd_fast.train.demo.pretrain import LEARNING_RATE, pretrain, pretraining_batch
 from dnd_fast.train.experts.reinforce import ExpertSpec, fit_experts, train_expert
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dnd_fast.bench.harness.encoder import load_encoder
 from dnd_fast.bench.harness.timing import console, interleaved
-from dnd_fast.demo.tasks import instruction_words
+from dnd_fast.demo.vocabulary import instruction_words
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.kernels.device import device_name, time_fn

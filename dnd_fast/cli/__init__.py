@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from dnd_fast.cli.adapt import adapt
-from dnd_fast.cli.collect import collect
-from dnd_fast.cli.demo import demo
-from dnd_fast.cli.evaluate import evaluate
-from dnd_fast.cli.generate import convert, generate
-from dnd_fast.cli.info import info
-from dnd_fast.cli.plan import plan
-from dnd_fast.cli.train import train
 from dnd_fast.errors import InvalidInput
+
+# Module and function of each command, in the order of the help. Those that train are found by
+# name, like plug-ins: dnd_fast.train is built on this package, which imports nothing of it.
+COMMANDS = (
+    ("dnd_fast.cli.generate", "generate"),
+    ("dnd_fast.train.commands.demo", "demo"),
+    ("dnd_fast.train.commands.collect", "collect"),
+    ("dnd_fast.train.commands.train", "train"),
+    ("dnd_fast.train.commands.train_expert", "train_expert"),
+    ("dnd_fast.train.commands.evaluate", "evaluate"),
+    ("dnd_fast.cli.adapt", "adapt"),
+    ("dnd_fast.cli.info", "info"),
+    ("dnd_fast.cli.plan", "plan"),
+    ("dnd_fast.cli.generate", "convert"),
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,8 +35,8 @@ app = typer.Typer(
 
 Start with [bold]dnd-fast demo[/bold].""",
 )
-for command in (generate, demo, collect, train, evaluate, adapt, info, plan, convert):
-    app.command()(command)
+for module, function in COMMANDS:
+    app.command()(getattr(import_module(module), function))
 
 
 def main() -> None:

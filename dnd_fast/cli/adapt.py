@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 from rich.markup import escape
 
-from dnd_fast.cli.console import console
+from dnd_fast.console import console
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_folder
 
@@ -70,8 +70,10 @@ def adapt(
     light: Annotated[
         bool, typer.Option("--light", help="Three examples and 10 generations of the search.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response.", min=1)] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Tokens of the longest response.", min=1)
+    ] = 256,
     out: Annotated[Path | None, typer.Option(help="Also write the answers to a .jsonl.")] = None,
     keep: Annotated[
         Path | None, typer.Option(help="For few-shot: folder for the mixture, itself an expert.")
@@ -97,7 +99,7 @@ def adapt(
     from dnd_fast.text.datasets import Dataset
     from dnd_fast.text.prompts import read_prompts
 
-    asked = read_prompts(prompts)
+    questions = read_prompts(prompts)
     shots = list(Dataset.read(examples).examples) if examples is not None else []
     model = _load(experts, classifier, base, tokenizer, template, device, cache)
     chosen: Literal["prompt", "classifier"] | Mixture
@@ -111,10 +113,10 @@ def adapt(
             console.print(f"Wrote [bold]{escape(str(chosen.expert.save(keep)))}[/bold].")
     else:
         chosen = cast('Literal["prompt", "classifier"]', strategy.value)
-    answers = model.respond(asked, chosen, max_new_tokens=max_new_tokens)
-    _print_answers(asked, answers, model.timings)
+    answers = model.respond(questions, chosen, max_new_tokens=max_new_tokens)
+    _print_answers(questions, answers, model.timings)
     if out is not None:
-        _write(out, asked, answers)
+        _write(out, questions, answers)
 
 
 def _load(
@@ -129,9 +131,9 @@ def _load(
     import torch
     from huggingface_hub.constants import HF_HOME
 
+    from dnd_fast.base_model import load_base
     from dnd_fast.svf.adaptive import TEMPLATE, AdaptiveModel
     from dnd_fast.svf.expert import DecomposedModel, Expert
-    from dnd_fast.train.base import load_base
 
     experts: dict[str, Expert] = {}
     for folder in folders:
@@ -140,18 +142,18 @@ def _load(
             raise InvalidInput(f"two experts are called {name!r}; rename a folder.")
         experts[name] = Expert.load(folder)
     dispatcher = Expert.load(classifier) if classifier is not None else None
-    named = base or next(iter(experts.values())).config.base_model
-    if named is None:
+    base_name = base or next(iter(experts.values())).config.base_model
+    if base_name is None:
         raise InvalidInput("the experts do not say which base they are for: give --base.")
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with console.status("loading the base and decomposing its weights"):
-        model, loaded = load_base(named, tokenizer, device=where)
+        model, loaded_tokenizer = load_base(base_name, tokenizer, device=target)
         every = [*experts.values(), *([dispatcher] if dispatcher else [])]
-        shorts = sorted({name.rpartition(".")[2] for e in every for name in e.vectors})
-        kept = cache or Path(HF_HOME) / "dnd-fast" / "svd"
-        decomposed = DecomposedModel(model, shorts, cache=kept)
+        modules = sorted({name.rpartition(".")[2] for e in every for name in e.vectors})
+        folder = cache or Path(HF_HOME) / "dnd-fast" / "svd"
+        decomposed = DecomposedModel(model, modules, cache=folder)
     return AdaptiveModel(
-        decomposed, loaded, experts, classifier=dispatcher, template=template or TEMPLATE
+        decomposed, loaded_tokenizer, experts, classifier=dispatcher, template=template or TEMPLATE
     )
 
 

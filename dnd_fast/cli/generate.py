@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from dnd_fast.cli.console import GENERATOR_HELP, Impl, console
+from dnd_fast.console import GENERATOR_HELP, Impl, console
 
 
 def generate(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from dnd_fast.cli.console import Weights, console, progress_bars
+from dnd_fast.console import Weights, console, progress_bars
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_file, write_json
 

@@ -18,7 +18,7 @@ def exam(
     wordings: Split = "train",
     size: int = EXAM_SIZE,
 ) -> Batch:
-    """Test examples of K tasks as ``[K, size, T]``: unseen words, seen wordings by default."""
+    """Tokenise K tasks' test examples, ``[K, size, T]``: unseen words, seen wordings by default."""
     examples = [
         example.turn for task in tasks for example in task.examples(size, "test", 1, wordings)
     ]

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dnd_fast.demo.exam import EXAM_SIZE
-from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED
-from dnd_fast.demo.tasks import Example, split_tasks
+from dnd_fast.demo.tasks import EXAMPLES, SHIPPED_SEED, Example, split_tasks
 from dnd_fast.files import atomic_folder
 from dnd_fast.generator_config import DEMO_MODELS
 

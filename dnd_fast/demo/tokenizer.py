@@ -7,7 +7,7 @@ import string
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dnd_fast.demo.tasks import FORMATS, SKILLS, instruction_words
+from dnd_fast.demo.vocabulary import FORMATS, SKILLS, instruction_words
 
 CHARACTERS = string.ascii_letters + string.digits + " -[]*\"!>(){}.#?/~@$,'\n"
 # Control tokens that tell the base, in pretraining alone, which behaviour is wanted.

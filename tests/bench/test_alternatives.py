@@ -12,8 +12,7 @@ from dnd_fast.bench import alternatives as bench
 from dnd_fast.bench.experiments import large as large_bench
 from dnd_fast.bench.harness import results
 from dnd_fast.bench.harness.timing import require_steady
-from dnd_fast.demo.retrain import SHIPPED_SEED
-from dnd_fast.demo.tasks import split_tasks
+from dnd_fast.demo.tasks import SHIPPED_SEED, split_tasks
 from dnd_fast.lora.batched import IGNORE_INDEX, collate, encode, generate_responses
 from dnd_fast.recipe import Recipe
 from dnd_fast.text.datasets import Example

@@ -8,13 +8,13 @@ import typer
 from typer.testing import CliRunner
 
 from dnd_fast import InvalidInput
+from dnd_fast.base_model import load_base
 from dnd_fast.cli.adapt import adapt
 from dnd_fast.cli.info import info
 from dnd_fast.demo.tasks import Task
 from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.batched import encode
 from dnd_fast.svf.expert import DecomposedModel, Expert
-from dnd_fast.train.base import load_base
 from dnd_fast.train.experts.reinforce import fit_experts
 
 BASE = ["--tokenizer", str(DEMO_MODELS / "tokenizer"), "--device", "cpu"]

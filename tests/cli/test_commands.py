@@ -86,7 +86,7 @@ def test_demo(tmp_path):
 
 
 def test_train_an_expert(tmp_path):
-    """Settings come from a .toml; what belongs to the other method is refused."""
+    """Settings come from a .toml; a setting that does not exist is refused."""
     examples = next(iter(split_tasks(0)["train"])).examples(12, "train", 0)
     data = tmp_path / "task.jsonl"
     data.write_text(
@@ -95,12 +95,29 @@ def test_train_an_expert(tmp_path):
     settings = tmp_path / "quick.toml"
     settings.write_text("objective = 'next-token'\nsteps = 2\nbatch = 4\nmax_new_tokens = 4\n")
     models = ["--base", DEMO_MODELS / "base", "--tokenizer", DEMO_MODELS / "tokenizer"]
-    common = ["train", "--data", data, *models, "--out", tmp_path / "expert"]
-    svf = [*common, "--method", "svf", "--recipe", settings, "--cache", tmp_path / "cache"]
-    result = runner.invoke(app, [str(word) for word in svf])
+    common = ["train-expert", data, *models, "--out", tmp_path / "expert", "--settings", settings]
+    command = [str(word) for word in [*common, "--cache", tmp_path / "cache"]]
+    result = runner.invoke(app, command)
     assert result.exit_code == 0, result.output
     assert Expert.load(tmp_path / "expert").config.base_model == str(DEMO_MODELS / "base")
-    for wrong in (common, [*svf, "--hold-out", "x"], [*svf, "--estimate"]):
-        result = runner.invoke(app, [str(word) for word in wrong])
-        assert isinstance(result.exception, InvalidInput)
-        assert "for --method svf" in str(result.exception)
+    assert list((tmp_path / "cache").iterdir())
+    settings.write_text("candidates = 8\n")  # of a generator's training
+    result = runner.invoke(app, command)
+    assert isinstance(result.exception, InvalidInput)
+    assert "candidates" in str(result.exception)
+
+
+def test_each_kind_of_training_has_its_own_options():
+    """What belongs to the other one is refused, before anything is loaded."""
+    for arguments in (
+        ["train", "--recipe", "demo", "--base", "base"],
+        ["train", "--recipe", "demo", "--method", "svf"],
+        ["train-expert", "task.jsonl", "--base", "base", "--out", "out", "--hold-out", "x"],
+        ["train-expert", "task.jsonl", "--base", "base", "--out", "out", "--estimate"],
+    ):
+        result = runner.invoke(app, arguments)
+        assert result.exit_code == 2
+        assert "No such option" in result.output
+    taught = runner.invoke(app, ["train-expert", "--help"]).output
+    for text in ("--settings", "the paper's", "warmup = 20", "dnd-fast adapt"):
+        assert text in taught

@@ -5,8 +5,7 @@ import shlex
 from typer.testing import CliRunner
 
 from dnd_fast.cli import app
-from dnd_fast.demo.retrain import SHIPPED_SEED
-from dnd_fast.demo.tasks import split_tasks
+from dnd_fast.demo.tasks import SHIPPED_SEED, split_tasks
 from dnd_fast.text.datasets import Dataset
 
 

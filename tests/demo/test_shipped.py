@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dnd_fast import Generator
 from dnd_fast.demo.exam import exam
-from dnd_fast.demo.retrain import SHIPPED_SEED
-from dnd_fast.demo.tasks import split_tasks
+from dnd_fast.demo.tasks import SHIPPED_SEED, split_tasks
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.batched import encode, exact_match, generate_responses

@@ -6,16 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnd_fast.demo.tasks import (
-    DOMAINS,
-    FORMATS,
-    SKILLS,
-    Task,
-    instruction_words,
-    split_tasks,
-    split_words,
-)
+from dnd_fast.demo.tasks import Task, split_tasks, split_words
 from dnd_fast.demo.tokenizer import CHARACTERS, build_tokenizer
+from dnd_fast.demo.vocabulary import DOMAINS, FORMATS, SKILLS, instruction_words
 from dnd_fast.recipe import Recipe
 
 ANSWERS = {

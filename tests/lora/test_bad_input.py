@@ -37,12 +37,12 @@ from dnd_fast import generator as generator_module
 from dnd_fast.cli import main
 from dnd_fast.convert import RENAMED, load_decoder, load_generator
 from dnd_fast.decoder.length_projection import LengthProjection
-from dnd_fast.demo import show
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.adapter import Adapter
 from dnd_fast.lora.layout import LoraModule
 from dnd_fast.recipe import RECIPES
 from dnd_fast.text.prompts import read_prompts
+from dnd_fast.train.demo import show
 
 PROMPTS = ["reverse rice", "count the letters in tea", "echo fig", "copy oak"]
 FEATURES = [(3, 5, 4), (3, 4, 6), (5, 4, 6)]

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from dnd_fast import Adapter, Recipe
-from dnd_fast.demo.tasks import DOMAINS, FORMATS, SKILLS, Task
+from dnd_fast.demo.tasks import Task
+from dnd_fast.demo.vocabulary import DOMAINS, FORMATS, SKILLS
 from dnd_fast.generator_config import DEMO_MODELS, GeneratorConfig
 from dnd_fast.lora.adapter import lora_config
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.text.datasets import Dataset
-from dnd_fast.train.adapters.collection import Collection, Manifest, write_manifest
+from dnd_fast.train.adapters.collection import Collection, Manifest
 
 CHECKPOINTS = 3
 
@@ -63,7 +64,7 @@ def shared_collection(tmp_path_factory, demo_tasks):
     manifest = Manifest(
         base, tokenizer, layout.rank, layout.lora_alpha, layout.target_modules, {}, datasets
     )
-    write_manifest(folder, manifest)
+    manifest.write(folder)
     return folder
 
 

@@ -3,13 +3,17 @@
 collection.json                            base, LoRA settings, finished data sets with their hashes
 datasets/NAME.jsonl                        what the adapters were trained on
 adapters/NAME/step-00076/                  one adapter after that step, in PEFT's format
-state.safetensors                          where an unfinished dnd-fast collect goes on
+state.safetensors                          where an unfinished dnd-fast collect resumes
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import json
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,15 @@ from typing import Any
 from torch import Tensor
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_file, read_json, write_json
-from dnd_fast.lora.adapter import CONFIG_FILE, Adapter
+from dnd_fast.files import (
+    atomic_file,
+    read_json,
+    read_metadata,
+    read_safetensors,
+    write_json,
+    write_safetensors,
+)
+from dnd_fast.lora.adapter import CONFIG_FILE, Adapter, lora_config
 from dnd_fast.recipe import from_table
 from dnd_fast.text.datasets import Dataset
 
@@ -32,10 +43,11 @@ class Manifest:
     """The content of ``collection.json``.
 
     Attributes:
-        base, tokenizer: paths or hub ids.
-        rank, lora_alpha, target_modules: of every adapter, as PEFT names them.
-        settings: how the adapters were trained.
+        base, tokenizer: Paths or hub ids.
+        rank, lora_alpha, target_modules: Settings of every adapter, as PEFT names them.
+        settings: How the adapters were trained.
         datasets: SHA-256 of each data set's file, by name, of those that are finished.
+        format_version: Version of the format.
     """
 
     base: str
@@ -47,14 +59,73 @@ class Manifest:
     datasets: dict[str, str]
     format_version: int = FORMAT_VERSION
 
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read the manifest of the collection in ``folder``.
+
+        Raises:
+            InvalidInput: it is damaged or of another version.
+        """
+        path = folder / MANIFEST_FILE
+        manifest = from_table(cls, read_json(path), str(path))
+        if manifest.format_version != FORMAT_VERSION:
+            raise InvalidInput(
+                f"{path}: format version {manifest.format_version}; this dnd-fast reads "
+                f"{FORMAT_VERSION}. Update dnd-fast."
+            )
+        return manifest
+
+    def write(self, folder: Path) -> None:
+        """Write or replace the manifest, atomically."""
+        with atomic_file(folder / MANIFEST_FILE) as staged:
+            write_json(staged, dataclasses.asdict(self))
+
+    def check_same_settings(self, wanted: Manifest, folder: Path) -> None:
+        """Raise where adapters by ``wanted`` would not be like those in ``folder``.
+
+        Raises:
+            InvalidInput: a setting differs; the message names it.
+        """
+        theirs, ours = (
+            {**dataclasses.asdict(manifest), **manifest.settings} for manifest in (self, wanted)
+        )
+        for name in ours.keys() - {"datasets", "settings"}:
+            if theirs.get(name) != ours[name]:
+                raise InvalidInput(
+                    f"{folder} was collected with {name} {theirs.get(name)!r}, this run asks for "
+                    f"{ours[name]!r}; ask for the same, or give another folder."
+                )
+
 
 @dataclass(frozen=True)
-class Collection:
-    """A collection on disk; nothing but its description is in memory.
+class Group:
+    """Data sets whose adapters are trained together, and how far they are.
 
     Attributes:
-        folder: where it is.
-        manifest: its description.
+        datasets: The data sets.
+        step: Optimiser steps done.
+        state: State of the trainer after these, a row for each data set; empty at the start.
+    """
+
+    datasets: list[Dataset]
+    step: int = 0
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the data sets."""
+        return [dataset.name for dataset in self.datasets]
+
+
+@dataclass
+class Collection:
+    """A collection on disk; nothing but its manifest is in memory.
+
+    One process at a time may write to it; see :func:`dnd_fast.files.locked`.
+
+    Attributes:
+        folder: Folder of the collection.
+        manifest: What it holds: settings and finished data sets.
     """
 
     folder: Path
@@ -62,12 +133,12 @@ class Collection:
 
     @classmethod
     def open(cls, folder: str | Path) -> Collection:
-        """Read a collection's description and check it against what is there.
+        """Open a finished collection to read it, checked against what is in the folder.
 
         Raises:
             FileNotFoundError: there is no collection.
-            InvalidInput: it is unfinished, the description is damaged, a data set has changed or
-                has no adapter, or adapters differ in base, rank or alpha.
+            InvalidInput: it is unfinished, the manifest is damaged, a data set has changed or has
+                no adapter, or adapters differ in base, rank or alpha.
         """
         folder = Path(folder)
         if not (folder / MANIFEST_FILE).is_file():
@@ -75,10 +146,10 @@ class Collection:
                 f"{folder} is no collection: {MANIFEST_FILE} is missing. Make one: dnd-fast "
                 "collect --help."
             )
-        collection = cls(folder, read_manifest(folder))
+        collection = cls(folder, Manifest.read(folder))
         if (folder / STATE_FILE).exists() or not collection.names:
             raise InvalidInput(
-                f"{folder} is not finished: run the same dnd-fast collect again, which goes on "
+                f"{folder} is not finished: run the same dnd-fast collect again, which resumes "
                 "where it stopped."
             )
         for name in collection.names:
@@ -92,13 +163,31 @@ class Collection:
                 collection._check(checkpoint)
         return collection
 
+    @classmethod
+    def begin(cls, folder: Path, wanted: Manifest) -> Collection:
+        """Open a collection to add to it, a new one where there is none.
+
+        Raises:
+            InvalidInput: the folder holds something else, or adapters by other settings.
+        """
+        for half_written in folder.glob("adapters/*/.step-*"):  # by a process that was killed
+            shutil.rmtree(half_written)
+        if (folder / MANIFEST_FILE).exists():
+            manifest = Manifest.read(folder)
+            manifest.check_same_settings(wanted, folder)
+            return cls(folder, manifest)
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise InvalidInput(f"{folder} holds something else than a collection; give a new one.")
+        wanted.write(folder)
+        return cls(folder, wanted)
+
     @property
     def names(self) -> list[str]:
-        """The data sets, in the order in which they were collected."""
+        """Names of the finished data sets, in the order in which they were collected."""
         return list(self.manifest.datasets)
 
     def dataset(self, name: str) -> Dataset:
-        """What the adapters of ``name`` were trained on.
+        """Read what the adapters of ``name`` were trained on.
 
         Raises:
             InvalidInput: there is none of that name, or its file is not the one trained on.
@@ -107,7 +196,7 @@ class Collection:
             raise InvalidInput(
                 f"{self.folder} has no data set {name!r}; it has {', '.join(self.names)}."
             )
-        dataset = Dataset.read(self.folder / "datasets" / f"{name}.jsonl")
+        dataset = Dataset.read(self._dataset_path(name))
         if dataset.sha256 != self.manifest.datasets[name]:
             raise InvalidInput(
                 f"{self.folder}: datasets/{name}.jsonl has changed since its adapters were "
@@ -120,7 +209,7 @@ class Collection:
         return list(self._checkpoints.get(name, []))
 
     def load(self, checkpoint: Path) -> dict[str, Tensor]:
-        """An adapter's tensors in float32, under PEFT's names.
+        """Read an adapter's tensors in float32, under PEFT's names.
 
         Raises:
             InvalidInput: it is damaged, or holds NaN or infinity; the message names it.
@@ -128,12 +217,87 @@ class Collection:
         tensors = Adapter.load(checkpoint).tensors
         return {name: value.float() for name, value in tensors.items()}
 
+    def unfinished(self, datasets: Sequence[Dataset], parallel: int) -> list[Group]:
+        """What is left to do: data sets that have no adapters yet, those already begun first.
+
+        Args:
+            datasets: All data sets that are wanted.
+            parallel: How many are trained together.
+
+        Raises:
+            InvalidInput: a data set has changed since its training was begun or finished.
+        """
+        begun, step, state = self._read_state()
+        wanted = {dataset.name: dataset for dataset in datasets}
+        for name, sha256 in (self.manifest.datasets | begun).items():
+            if name in wanted:
+                self._check_unchanged(wanted[name], sha256)
+        if forgotten := begun.keys() - wanted.keys() - self.manifest.datasets.keys():
+            warnings.warn(
+                f"{self.folder}: {', '.join(sorted(forgotten))} was begun and is not among the "
+                "data sets given now; given later, it starts anew.",
+                stacklevel=3,
+            )
+        new = [name for name in wanted if name not in self.manifest.datasets]
+        fresh = [wanted[name] for name in new if name not in begun]
+        groups = [Group(fresh[i : i + parallel]) for i in range(0, len(fresh), parallel)]
+        if rows := [row for row, name in enumerate(begun) if name in new]:
+            resumed = [wanted[name] for name in begun if name in new]
+            groups.insert(0, Group(resumed, step, {key: v[rows] for key, v in state.items()}))
+        return groups
+
+    def start(self, group: Group) -> None:
+        """Copy a group's data sets, so that what its adapters are trained on stays known."""
+        for dataset in group.datasets:
+            with atomic_file(self._dataset_path(dataset.name)) as staged:
+                shutil.copyfile(dataset.path, staged)
+
+    def save_adapters(self, group: Group, step: int, adapters: Mapping[str, Tensor]) -> None:
+        """Keep a group's adapters ``[data sets, rows, columns]`` after a step."""
+        config = lora_config(
+            rank=self.manifest.rank,
+            lora_alpha=self.manifest.lora_alpha,
+            target_modules=self.manifest.target_modules,
+            base_model=self.manifest.base,
+        )
+        for row, name in enumerate(group.names):
+            tensors = {key: value[row] for key, value in adapters.items()}
+            Adapter(tensors, config).save(self.folder / "adapters" / name / f"step-{step:05d}")
+
+    def save_state(self, group: Group, step: int, state: Mapping[str, Tensor]) -> None:
+        """Keep what the group's training resumes from."""
+        hashes = {dataset.name: dataset.sha256 for dataset in group.datasets}
+        with atomic_file(self.folder / STATE_FILE) as staged:
+            write_safetensors(staged, state, {"step": str(step), "datasets": json.dumps(hashes)})
+
+    def finish(self, group: Group) -> None:
+        """Enter a group's data sets as finished."""
+        hashes = {dataset.name: dataset.sha256 for dataset in group.datasets}
+        datasets = self.manifest.datasets | hashes
+        self.manifest = dataclasses.replace(self.manifest, datasets=datasets)
+        self.manifest.write(self.folder)
+
+    def close(self) -> None:
+        """Remove the state: nothing is left to resume."""
+        (self.folder / STATE_FILE).unlink(missing_ok=True)
+
+    def _read_state(self) -> tuple[dict[str, str], int, dict[str, Tensor]]:
+        """Read the begun data sets' hashes, the steps done and the trainer's state."""
+        path = self.folder / STATE_FILE
+        if not path.exists():
+            return {}, 0, {}
+        entries = read_metadata(path)
+        return json.loads(entries["datasets"]), int(entries["step"]), read_safetensors(path)
+
+    def _dataset_path(self, name: str) -> Path:
+        return self.folder / "datasets" / f"{name}.jsonl"
+
     @cached_property
     def _checkpoints(self) -> dict[str, list[Path]]:
-        found: dict[str, list[Path]] = {}
+        checkpoints: dict[str, list[Path]] = {}
         for path in sorted((self.folder / "adapters").glob("*/step-*")):
-            found.setdefault(path.parent.name, []).append(path)
-        return found
+            checkpoints.setdefault(path.parent.name, []).append(path)
+        return checkpoints
 
     def _check(self, checkpoint: Path) -> None:
         config = read_json(checkpoint / CONFIG_FILE)
@@ -148,24 +312,9 @@ class Collection:
                     f"{expected!r}; adapters of one collection must agree."
                 )
 
-
-def read_manifest(folder: Path) -> Manifest:
-    """The description of the collection in ``folder``.
-
-    Raises:
-        InvalidInput: it is damaged or of another version.
-    """
-    path = folder / MANIFEST_FILE
-    manifest = from_table(Manifest, read_json(path), str(path))
-    if manifest.format_version != FORMAT_VERSION:
-        raise InvalidInput(
-            f"{path}: format version {manifest.format_version}; this dnd-fast reads "
-            f"{FORMAT_VERSION}. Update dnd-fast."
-        )
-    return manifest
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write or replace the description, atomically."""
-    with atomic_file(folder / MANIFEST_FILE) as staged:
-        write_json(staged, dataclasses.asdict(manifest))
+    def _check_unchanged(self, dataset: Dataset, sha256: str) -> None:
+        if dataset.sha256 != sha256:
+            raise InvalidInput(
+                f"{dataset.path} is not the file of this name that {self.folder} has adapters of; "
+                "give it another name, or collect into another folder."
+            )

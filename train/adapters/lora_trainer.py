@@ -37,18 +37,18 @@ class LoraTrainer:
     The adapters and their moments are in float32, whatever the model's dtype.
 
     Args:
-        model: the frozen base.
-        layout: rank and alpha of the adapters.
-        names: of the data sets, for messages.
-        datasets: their tokenised examples.
-        initial: where the adapters start, under PEFT's names: ``[K, rows, columns]``.
-        spec: settings.
-        seed: of the order of examples.
-        micro_batch: examples per adapter in one forward pass; by default the whole batch.
-        recompute: keep less for the backward pass, which computes it again.
+        model: The frozen base.
+        layout: Layout of the adapters, for rank and alpha.
+        names: Names of the data sets, for messages.
+        datasets: Tokenised examples of each data set.
+        initial: Where the adapters start, under PEFT's names: ``[K, rows, columns]``.
+        spec: Settings.
+        seed: Seed of the order of examples.
+        micro_batch: Examples per adapter in one forward pass; by default the whole batch.
+        recompute: Whether to keep less for the backward pass, which computes it again.
 
     Attributes:
-        step: optimiser steps done.
+        step: Optimiser steps done.
 
     Raises:
         InvalidInput: a data set's tokens are not in the model's vocabulary.
@@ -96,7 +96,7 @@ class LoraTrainer:
             }
 
     def advance(self) -> None:
-        """One optimiser step of every adapter.
+        """Do one optimiser step of every adapter.
 
         Raises:
             InvalidInput: a loss or a gradient is not finite; the adapters have not changed then.
@@ -105,7 +105,7 @@ class LoraTrainer:
         # The same positions in every data set: what differs between adapters is the data alone.
         positions = [self._rng.random() for _ in range(spec.batch)]
         drawn = [[data[int(len(data) * at)] for at in positions] for data in self._datasets]
-        answers = [sum(len(s.ids) - s.response_start for s in each) for each in drawn]
+        answers = [sum(len(s.ids) - s.response_start for s in data) for data in drawn]
         counts = torch.tensor(answers, device=self._model.device)
         losses = torch.zeros(len(drawn), device=self._model.device)
         self._optimizer.zero_grad()
@@ -114,7 +114,7 @@ class LoraTrainer:
             gradient_checkpointing(self._model) if self._recompute else nullcontext(),
         ):
             for start in range(0, spec.batch, self._micro_batch):
-                part = [s for each in drawn for s in each[start : start + self._micro_batch]]
+                part = [s for data in drawn for s in data[start : start + self._micro_batch]]
                 batch = collate(part).view(len(drawn), -1).to(self._model.device)
                 loss = summed_losses(self._model, batch) / counts
                 loss.sum().backward()
@@ -128,11 +128,11 @@ class LoraTrainer:
 
     @property
     def adapters(self) -> dict[str, Tensor]:
-        """The adapters as they are now, until the next step changes them in place."""
+        """Adapters as they are now, until the next step changes them in place."""
         return {key: value.detach() for key, value in self._parameters.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Adapters and moments, ``[K, rows, columns]`` each; with ``step`` all that changes."""
+        """Return adapters and moments ``[K, rows, columns]``: with ``step`` all that changes."""
         moments = {
             f"{name}/{key}": self._optimizer.state[parameter][name]
             for key, parameter in self._parameters.items()
@@ -141,7 +141,7 @@ class LoraTrainer:
         return {f"adapter/{key}": value for key, value in self.adapters.items()} | moments
 
     def restore(self, state: Mapping[str, Tensor], step: int) -> None:
-        """Go on from a :meth:`state` after ``step`` steps; needs an untouched trainer."""
+        """Resume from a :meth:`state` after ``step`` steps; needs an untouched trainer."""
         with torch.no_grad():
             for name, value in self.state().items():
                 value.copy_(state[name])
@@ -152,7 +152,7 @@ class LoraTrainer:
         self.step = step
 
     def _clip(self) -> Tensor:
-        """Clip the gradient of every adapter by itself; norms before that, ``[K]``."""
+        """Clip the gradient of every adapter by itself; returns the norms before, ``[K]``."""
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
         factor = (MAX_NORM / (norms + 1e-6)).clamp(max=1.0)
@@ -171,7 +171,7 @@ class LoraTrainer:
 
 
 def initial_adapter(layout: TokenLayout, seed: int) -> dict[str, Tensor]:
-    """A uniform with variance 1 / in, B zero, as PEFT lays them out."""
+    """Make an adapter with A uniform of variance 1 / in and B zero, as PEFT lays them out."""
     generator = torch.Generator().manual_seed(seed)
     adapter = {}
     for key, (rows, columns) in layout.tensor_shapes().items():
@@ -184,7 +184,7 @@ def initial_adapter(layout: TokenLayout, seed: int) -> dict[str, Tensor]:
 
 
 def rate(step: int, spec: CollectSpec) -> float:
-    """Share of the learning rate: warm-up, constant, linear decay to the final one, constant."""
+    """Return a step's share of the learning rate: warm-up, constant, linear decay, constant."""
     constant = CONSTANT * spec.steps
     decayed = min(1.0, max(0.0, (step - constant) / (spec.steps - constant)))
     low = spec.final_learning_rate / spec.learning_rate
@@ -192,7 +192,7 @@ def rate(step: int, spec: CollectSpec) -> float:
 
 
 def spread(items: Sequence[T], count: int | None) -> list[T]:
-    """At most ``count`` items, evenly from all over."""
+    """Return at most ``count`` items, evenly from all over."""
     if count is None or count >= len(items):
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]

@@ -17,13 +17,13 @@ from dnd_fast.train.adapters.collection import Collection
 
 
 class Statistics(NamedTuple):
-    """Over adapters, in float32.
+    """Statistics over adapters, in float32.
 
     Attributes:
-        mean: element by element, 0 where padded, ``[Nw, Lw, Cw]``.
-        std: of each chunk, about the element-wise mean, ``[Nw, 1, 1]``; exactly 0 for a chunk that
-            never varies.
-        importance: each token's mean standard deviation as a share of all, times Nw: ``[Nw]``,
+        mean: Mean element by element, 0 where padded, ``[Nw, Lw, Cw]``.
+        std: Standard deviation of each chunk about the element-wise mean, ``[Nw, 1, 1]``; exactly
+            0 for a chunk that never varies.
+        importance: Each token's mean standard deviation as a share of all, times Nw: ``[Nw]``,
             1 on average. All 1 where nothing varies.
     """
 
@@ -36,9 +36,10 @@ def fit_layout(layout: TokenLayout, collection: Collection, names: Sequence[str]
     """Fit a layout's statistics to all adapters of some data sets.
 
     Args:
-        layout: gets mean and std, on the CPU, if its scale is static; in border mode it has none.
-        collection: where the adapters are.
-        names: of the data sets to look at.
+        layout: Layout that gets mean and std, on the CPU, if its scale is static; in border mode it
+            has none.
+        collection: Collection with the adapters.
+        names: Names of the data sets to look at.
 
     Returns:
         Importance of every token for the loss, ``[Nw]``, 1 on average.
@@ -47,14 +48,14 @@ def fit_layout(layout: TokenLayout, collection: Collection, names: Sequence[str]
         InvalidInput: an adapter is damaged or does not fit the layout; the message names it.
     """
     raw = TokenLayout.from_dict({**layout.to_dict(), "scale": "static"})  # without statistics
-    found = statistics(_tokens(raw, collection, names))
+    fitted = statistics(_tokens(raw, collection, names))
     if layout.scale == "static":
-        layout.set_statistics(found.mean, found.std)
-    return found.importance
+        layout.set_statistics(fitted.mean, fitted.std)
+    return fitted.importance
 
 
 def statistics(adapters: Iterable[Tensor]) -> Statistics:
-    """Welford's algorithm over adapters as tokens ``[Nw, Lw, Cw]``, not normalised, NaN padding.
+    """Run Welford's algorithm over adapters as tokens ``[Nw, Lw, Cw]``, raw, NaN where padded.
 
     Raises:
         InvalidInput: there are no adapters.

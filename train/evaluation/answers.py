@@ -1,4 +1,4 @@
-"""What generated text says: the option, number or program in it."""
+"""Reading generated text: the option, number or program in it."""
 
 from __future__ import annotations
 
@@ -28,40 +28,40 @@ def normalized(answer: str) -> str:
 
 
 def read_choice(answer: str) -> str | None:
-    """The option that a text names: a capital letter, ``"True"`` or ``"False"``; None: none.
+    """Read the option that a text names: a capital letter, ``"True"`` or ``"False"``; None: none.
 
-    The first of these that is found: in brackets; after the word "answer"; a letter at the
+    The first of these counts: in brackets; after the word "answer"; a letter at the
     beginning with nothing or punctuation after it; the word true or false; a letter in parentheses;
     a letter before a colon.
     """
     for pattern in CHOICES:
-        if found := pattern.search(answer):
-            return found[1].capitalize()
+        if match := pattern.search(answer):
+            return match[1].capitalize()
     return None
 
 
 def final_number(answer: str) -> float | None:
-    """The number after the last ``####``, else in the last ``\\boxed{}``, else the last of all."""
+    """Read the number after the last ``####``, else in the last ``\\boxed{}``, else the last."""
     if "####" in answer:
-        found = NUMBER.findall(answer.rpartition("####")[2])[:1]
+        numbers = NUMBER.findall(answer.rpartition("####")[2])[:1]
     elif boxed := BOXED.findall(answer):
-        found = NUMBER.findall(boxed[-1])[-1:]
+        numbers = NUMBER.findall(boxed[-1])[-1:]
     else:
-        found = NUMBER.findall(answer)[-1:]
-    return float(found[0].replace(",", "")) if found else None
+        numbers = NUMBER.findall(answer)[-1:]
+    return float(numbers[0].replace(",", "")) if numbers else None
 
 
 def python_code(answer: str) -> str:
-    """The first fenced block of an answer, or all of it where there is none."""
+    """Read the first fenced block of an answer, or all of it where there is none."""
     block = FENCED.search(answer)
     return block[1] if block else answer
 
 
 def program(question: Question, answer: str) -> str:
-    """What is run to see whether a generated answer is right.
+    """Put together what is run to see whether a generated answer is right.
 
     With an entry point the prompt comes first. It is the head and documentation of a function: code
-    that goes on from it fits below, and code that repeats it defines the function again.
+    that continues it fits below, and code that repeats it defines the function again.
     """
     code = python_code(answer)
     if not question.entry_point:

@@ -51,9 +51,9 @@ class EvalTask:
     """A data set to test on.
 
     Attributes:
-        name: as in the collection, if it is there.
-        examples: what conditions are drawn from; never the questions.
-        questions: to be answered; empty where the metric brings its own.
+        name: Name as in the collection, if it is there.
+        examples: What conditions are drawn from; never the questions.
+        questions: Questions to be answered; empty where the metric brings its own.
     """
 
     name: str
@@ -69,10 +69,10 @@ class Evaluator:
     tokenizer: PreTrainedTokenizerBase
     metric: Metric
 
-    def score(self, adapter: Adapter | None, held_out: EvalTask) -> list[float]:
-        """The score of each question under an adapter, or of the base alone."""
+    def score(self, adapter: Adapter | None, task: EvalTask) -> list[float]:
+        """Score each question under an adapter, or of the base alone."""
         with with_adapter(self.model, adapter):
-            return self.metric.score(self.model, self.tokenizer, held_out.questions)
+            return self.metric.score(self.model, self.tokenizer, task.questions)
 
 
 def evaluate(
@@ -90,17 +90,18 @@ def evaluate(
     """Score every method on every held-out data set; adapters are in memory one at a time.
 
     Args:
-        evaluator: model and metric.
-        collection: has the training adapters and, where a held-out data set is among its own, the
-            oracle. Of each data set's adapters the last one counts.
-        generators: by the name that tells them apart in the table; ``""`` for the only one.
-        held_out: data sets to test on.
-        trained_on: the collection's data sets that the generators were trained on.
-        form: what of an example makes the condition, as in training.
-        prompt_batches: conditions drawn for each data set.
-        seed: of the first draw; the next ones have the next seeds. The same draw as
+        evaluator: Model and metric.
+        collection: Training adapters and, where a held-out data set is among them, the oracle. Of
+            each data set's adapters the last one counts.
+        generators: Generators by the name that tells them apart in the table; ``""`` for the only
+            one.
+        held_out: Data sets to test on.
+        trained_on: The collection's data sets that the generators were trained on.
+        form: What of an example makes the condition, as in training.
+        prompt_batches: Number of conditions drawn for each data set.
+        seed: Seed of the first draw; the next ones have the next seeds. The same draw as
             ``Generator.generate(…, seed=seed)`` makes.
-        progress: is told stage, steps done and in all.
+        progress: Callback that gets stage, steps done and in all.
 
     Raises:
         InvalidInput: an adapter does not fit the base model, or generators and collection are for
@@ -108,46 +109,144 @@ def evaluate(
     """
     for generator in generators.values():
         _check_fits(generator, collection)
-    rows: dict[str, Row] = {BASE: {}}
-    for done, each in enumerate(held_out, 1):
-        rows[BASE][each.name] = [evaluator.score(None, each)]
-        progress("test the base model", done, len(held_out))
-    adapters, soup = _test_training_adapters(evaluator, collection, held_out, trained_on, progress)
+    test = _Test(evaluator, collection, held_out, trained_on, form, progress)
+    rows: dict[str, Row] = {BASE: test.base()}
+    adapters = test.training_adapters()
     if any(adapters.values()):
+        nearest = test.nearest(next(iter(generators.values())))
         rows |= _summaries(adapters)
-        nearest = _nearest(
-            next(iter(generators.values())), collection, held_out, trained_on, form, progress
-        )
         rows[NEAREST] = {name: adapters[near][name] for name, near in nearest.items()}
-        rows[SOUP] = {
-            each.name: [evaluator.score(soup(each.name), each)]
-            for each in held_out
-            if each.name in nearest
-        }
+        rows[SOUP] = test.mean_of_weights()
     for label, generator in generators.items():
-        rows |= _test_generated(
-            evaluator,
-            generator,
-            _others(collection, held_out, trained_on),
-            held_out,
-            f", {label}" if label else "",
-            form,
-            range(seed, seed + prompt_batches),
-            progress,
+        suffix = f", {label}" if label else ""
+        seeds = range(seed, seed + prompt_batches)
+        rows[GENERATED + suffix] = test.generated(generator, seeds, f"generate and test{suffix}")
+        rows[CONTROL + suffix] = test.control(generator, seed)
+    rows[ORACLE] = test.oracles()
+    rows = {name: row for name, row in rows.items() if row}
+    return Evaluation(evaluator.metric.name, rows, adapters)
+
+
+@dataclass(frozen=True)
+class _Test:
+    """What all methods are tested on; each method of this class makes a row of the table."""
+
+    evaluator: Evaluator
+    collection: Collection
+    held_out: Sequence[EvalTask]
+    trained_on: Sequence[str]
+    form: Form
+    progress: Progress
+
+    def base(self) -> Row:
+        """Score the base model alone."""
+        row: Row = {}
+        for done, task in enumerate(self.held_out, 1):
+            row[task.name] = [self.evaluator.score(None, task)]
+            self.progress("test the base model", done, len(self.held_out))
+        return row
+
+    def training_adapters(self) -> dict[str, Row]:
+        """Score every training adapter on the data sets that it was not trained on."""
+        rows: dict[str, Row] = {}
+        for done, name in enumerate(self.trained_on, 1):
+            adapter = last_adapter(self.collection, name)
+            rows[name] = {
+                task.name: [self.evaluator.score(adapter, task)]
+                for task in self.held_out
+                if task.name != name
+            }
+            self.progress("test every training adapter", done, len(self.trained_on))
+        return rows
+
+    def mean_of_weights(self) -> Row:
+        """Score the mean of all training adapters but the data set's own."""
+        total: dict[str, Tensor] = {}
+        for name in self.trained_on:
+            for key, value in last_adapter(self.collection, name).tensors.items():
+                total[key] = total.get(key, 0) + value.double()
+        config = last_adapter(self.collection, self.trained_on[0]).config
+        row: Row = {}
+        for task in self.held_out:
+            kept, count = total, len(self.trained_on)
+            if task.name in self.trained_on:
+                own = last_adapter(self.collection, task.name).tensors
+                kept = {key: value - own[key].double() for key, value in total.items()}
+                count -= 1
+            if count:
+                tensors = {key: (value / count).float() for key, value in kept.items()}
+                row[task.name] = [self.evaluator.score(Adapter(tensors, config), task)]
+        return row
+
+    def nearest(self, generator: Generator) -> dict[str, str]:
+        """Find for each held-out data set the one trained on whose texts are most similar."""
+        examples = [task.examples for task in self.held_out]
+        examples += [self.collection.dataset(name).examples for name in self.trained_on]
+        signatures = []
+        for done, some in enumerate(examples, 1):
+            signatures.append(self._signature(generator, some))
+            self.progress("embed prompts", done, len(examples))
+        held_out, trained_on = torch.stack(signatures).split(
+            [len(self.held_out), len(self.trained_on)]
         )
-    rows[ORACLE] = {
-        each.name: [evaluator.score(last_adapter(collection, each.name), each)]
-        for each in held_out
-        if each.name in collection.names
-    }
-    return Evaluation(
-        evaluator.metric.name, {name: row for name, row in rows.items() if row}, adapters
-    )
+        nearest = {}
+        for index, task in enumerate(self.held_out):
+            others = [i for i, name in enumerate(self.trained_on) if name != task.name]
+            if others:
+                (most,) = most_similar(held_out[[index]], trained_on[others])
+                nearest[task.name] = self.trained_on[others[most]]
+        return nearest
+
+    def _signature(self, generator: Generator, examples: Sequence[Example]) -> Tensor:
+        """Mean embedding ``[C]`` of a data set's first texts."""
+        texts = condition_texts(examples[:NEAREST_TEXTS], self.form)[0]
+        length = generator.config.condition.length
+        parts = [
+            pooled(generator.encoder.encode(texts[start : start + TEXTS_AT_ONCE], length))
+            for start in range(0, len(texts), TEXTS_AT_ONCE)
+        ]
+        return torch.cat(parts).mean(0)
+
+    def generated(self, generator: Generator, seeds: Sequence[int], stage: str) -> Row:
+        """Score adapters from each data set's own prompts, drawn once by each seed."""
+        row: Row = {}
+        for done, task in enumerate(self.held_out, 1):
+            row[task.name] = [
+                self.evaluator.score(
+                    generate_adapter(generator, task.examples, self.form, seed), task
+                )
+                for seed in seeds
+            ]
+            self.progress(stage, done, len(self.held_out))
+        return row
+
+    def control(self, generator: Generator, seed: int) -> Row:
+        """Score adapters from another data set's prompts: the one before, or a trained one's."""
+        row: Row = {}
+        for index, task in enumerate(self.held_out):
+            other = next((name for name in self.trained_on if name != task.name), None)
+            if len(self.held_out) > 1:
+                examples = self.held_out[index - 1].examples
+            elif other is not None:
+                examples = self.collection.dataset(other).examples
+            else:
+                continue
+            wrong = generate_adapter(generator, examples, self.form, seed)
+            row[task.name] = [self.evaluator.score(wrong, task)]
+        return row
+
+    def oracles(self) -> Row:
+        """Score the adapters trained on the data sets themselves, where there are any."""
+        return {
+            task.name: [self.evaluator.score(last_adapter(self.collection, task.name), task)]
+            for task in self.held_out
+            if task.name in self.collection.names
+        }
 
 
 @contextmanager
 def with_adapter(model: PreTrainedModel, adapter: Adapter | None) -> Iterator[None]:
-    """The model under an adapter while the block runs.
+    """Put the model under an adapter while the block runs.
 
     Raises:
         InvalidInput: the adapter does not fit the model.
@@ -158,11 +257,11 @@ def with_adapter(model: PreTrainedModel, adapter: Adapter | None) -> Iterator[No
     linears = {name: module for name, module in model.named_modules() if hasattr(module, "weight")}
     for name in adapter.modules:
         a, b = (adapter.tensors[f"{PREFIX}{name}.lora_{half}.weight"] for half in "AB")
-        found = tuple(linears[name].weight.shape) if name in linears else None
-        if found != (b.shape[0], a.shape[1]):
+        shape = tuple(linears[name].weight.shape) if name in linears else None
+        if shape != (b.shape[0], a.shape[1]):
             raise InvalidInput(
                 f"an adapter does not fit this {type(model).__name__}: it changes {name}, "
-                f"{b.shape[0]} x {a.shape[1]}, where the model has {found or 'nothing'}."
+                f"{b.shape[0]} x {a.shape[1]}, where the model has {shape or 'nothing'}."
             )
     one = {name: value[None].to(model.device) for name, value in adapter.tensors.items()}
     with with_adapters(model, one, adapter.scaling):
@@ -170,21 +269,21 @@ def with_adapter(model: PreTrainedModel, adapter: Adapter | None) -> Iterator[No
 
 
 def last_adapter(collection: Collection, name: str) -> Adapter:
-    """The adapter trained longest on a data set."""
+    """Read the adapter trained longest on a data set."""
     return Adapter.load(collection.checkpoints(name)[-1])
 
 
 def generate_adapter(
     generator: Generator, examples: Sequence[Example], form: Form, seed: int
 ) -> Adapter:
-    """One adapter from examples in the form that the generator was trained with.
+    """Generate an adapter from examples in the form that the generator was trained with.
 
     Args:
-        generator: takes N texts.
-        examples: of which N are drawn.
-        form: see :func:`dnd_fast.train.generator.pairs.condition_texts`; of "mix" a fifth are
+        generator: A generator that takes N texts.
+        examples: Examples, of which N are drawn.
+        form: See :func:`dnd_fast.train.generator.pairs.condition_texts`; of "mix" a fifth are
             answers.
-        seed: of the draw.
+        seed: Seed of the draw.
     """
     texts, *answers = condition_texts(examples, form)
     if answers:
@@ -203,45 +302,12 @@ def pooled(embedded: Tensor) -> Tensor:
 
 
 def most_similar(signatures: Tensor, others: Tensor) -> list[int]:
-    """For each of ``[K, C]`` which of ``[M, C]`` has the highest cosine similarity."""
+    """Find for each of ``[K, C]`` which of ``[M, C]`` has the highest cosine similarity."""
     return (normalize(signatures, dim=-1) @ normalize(others, dim=-1).T).argmax(1).tolist()
 
 
-def _test_training_adapters(
-    evaluator: Evaluator,
-    collection: Collection,
-    held_out: Sequence[EvalTask],
-    trained_on: Sequence[str],
-    progress: Progress,
-) -> tuple[dict[str, Row], Callable[[str], Adapter]]:
-    """Their scores, and the mean of all their weights but those trained on a given data set."""
-    adapters: dict[str, Row] = {}
-    total: dict[str, Tensor] = {}
-    for done, name in enumerate(trained_on, 1):
-        adapter = last_adapter(collection, name)
-        for key, value in adapter.tensors.items():
-            total[key] = total.get(key, 0) + value.double()
-        adapters[name] = {
-            each.name: [evaluator.score(adapter, each)] for each in held_out if each.name != name
-        }
-        progress("test every training adapter", done, len(trained_on))
-    config = last_adapter(collection, trained_on[0]).config if trained_on else {}
-
-    def soup(without: str) -> Adapter:
-        kept, count = total, len(trained_on)
-        if without in trained_on:
-            own = last_adapter(collection, without).tensors
-            kept, count = (
-                {key: value - own[key].double() for key, value in total.items()},
-                count - 1,
-            )
-        return Adapter({key: (value / count).float() for key, value in kept.items()}, config)
-
-    return adapters, soup
-
-
 def _summaries(adapters: Mapping[str, Row]) -> dict[str, Row]:
-    """Mean and best of the training adapters, question by question."""
+    """Rows of the training adapters' mean and best, question by question."""
     rows: dict[str, Row] = {MEAN: {}, BEST: {}}
     for name in dict.fromkeys(name for row in adapters.values() for name in row):
         scores = [row[name][0] for row in adapters.values() if name in row]
@@ -250,82 +316,15 @@ def _summaries(adapters: Mapping[str, Row]) -> dict[str, Row]:
     return rows
 
 
-def _nearest(
-    generator: Generator,
-    collection: Collection,
-    held_out: Sequence[EvalTask],
-    trained_on: Sequence[str],
-    form: Form,
-    progress: Progress,
-) -> dict[str, str]:
-    """For each held-out data set the one trained on whose texts are most similar on average."""
-    sources = [each.examples for each in held_out]
-    sources += [collection.dataset(name).examples for name in trained_on]
-    spec, found = generator.config.condition, []
-    for done, examples in enumerate(sources, 1):
-        texts = condition_texts(examples[:NEAREST_TEXTS], form)[0]
-        parts = [
-            pooled(generator.encoder.encode(texts[start : start + TEXTS_AT_ONCE], spec.length))
-            for start in range(0, len(texts), TEXTS_AT_ONCE)
-        ]
-        found.append(torch.cat(parts).mean(0))
-        progress("embed prompts", done, len(sources))
-    signatures = torch.stack(found)
-    nearest = {}
-    for index, each in enumerate(held_out):
-        others = [i for i, name in enumerate(trained_on) if name != each.name]
-        if others:
-            rows = signatures[[len(held_out) + i for i in others]]
-            nearest[each.name] = trained_on[others[most_similar(signatures[[index]], rows)[0]]]
-    return nearest
-
-
-def _others(
-    collection: Collection, held_out: Sequence[EvalTask], trained_on: Sequence[str]
-) -> dict[str, tuple[Example, ...]]:
-    """For each held-out data set another one's examples: the one before it, or a trained one's."""
-    if len(held_out) > 1:
-        return {each.name: held_out[i - 1].examples for i, each in enumerate(held_out)}
-    return {
-        each.name: collection.dataset(name).examples
-        for each in held_out
-        for name in [name for name in trained_on if name != each.name][:1]
-    }
-
-
-def _test_generated(
-    evaluator: Evaluator,
-    generator: Generator,
-    others: Mapping[str, Sequence[Example]],
-    held_out: Sequence[EvalTask],
-    label: str,
-    form: Form,
-    seeds: Sequence[int],
-    progress: Progress,
-) -> dict[str, Row]:
-    generated, control = GENERATED + label, CONTROL + label
-    rows: dict[str, Row] = {generated: {}, control: {}}
-    for done, each in enumerate(held_out, 1):
-        rows[generated][each.name] = [
-            evaluator.score(generate_adapter(generator, each.examples, form, seed), each)
-            for seed in seeds
-        ]
-        if each.name in others:
-            wrong = generate_adapter(generator, others[each.name], form, seeds[0])
-            rows[control][each.name] = [evaluator.score(wrong, each)]
-        progress(f"generate and test{label}", done, len(held_out))
-    return rows
-
-
 def _check_fits(generator: Generator, collection: Collection) -> None:
-    """Generated and collected adapters must change the same matrices."""
+    """Check that generated and collected adapters change the same matrices."""
     made = {key: tuple(shape) for key, shape in generator.layout.tensor_shapes().items()}
     name = collection.names[0]
-    found = {key: tuple(v.shape) for key, v in last_adapter(collection, name).tensors.items()}
-    for key in sorted(made.keys() | found.keys()):
-        if made.get(key) != found.get(key):
+    collected = {key: tuple(v.shape) for key, v in last_adapter(collection, name).tensors.items()}
+    for key in sorted(made.keys() | collected.keys()):
+        if made.get(key) != collected.get(key):
             raise InvalidInput(
                 f"the generator and {collection.folder} are for different adapters: {key} has "
-                f"shape {made.get(key, 'missing')} in the one and {found.get(key, 'missing')} in "
-                "the other."
+                f"shape {made.get(key, 'missing')} in the one and "
+                f"{collected.get(key, 'missing')} in the other."
             )

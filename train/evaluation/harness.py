@@ -20,10 +20,10 @@ REPORTED = ("exact_match", "acc_norm", "acc", "pass@1", "f1")
 
 
 def harness_scores(task: str) -> Callable[[EvalBatch], list[float]]:
-    """Scores of a task's own questions, asked by the tokenizer's chat template.
+    """Make scores of a task's own questions, put by the tokenizer's chat template.
 
     Args:
-        task: a name that lm-eval knows, or a YAML file that defines one of the file's name.
+        task: A name that lm-eval knows, or a YAML file that defines one of the file's name.
 
     Raises:
         InvalidInput: lm-eval is not installed, or knows no such task.
@@ -47,12 +47,12 @@ def harness_scores(task: str) -> Callable[[EvalBatch], list[float]]:
             "tasks one by one."
         )
 
-    def score(exam: EvalBatch) -> list[float]:
+    def score(batch: EvalBatch) -> list[float]:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
         model = HFLM(
-            pretrained=exam.model, tokenizer=exam.tokenizer, batch_size=exam.settings.batch
+            pretrained=batch.model, tokenizer=batch.tokenizer, batch_size=batch.settings.batch
         )
         results: Any = simple_evaluate(
             model, tasks=[name], task_manager=manager, apply_chat_template=True, bootstrap_iters=0

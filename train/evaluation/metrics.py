@@ -41,7 +41,7 @@ from dnd_fast.train.evaluation.answers import (
 from dnd_fast.train.evaluation.questions import Needed, Question
 from dnd_fast.train.evaluation.sandbox import succeeds
 
-LETTER_TOKENS, TEXT_TOKENS = 24, 512  # generated at most, where nothing else is asked for
+LETTER_TOKENS, TEXT_TOKENS = 24, 512  # generated at most, where nothing else is said
 MOST_OPTIONS = 26
 
 
@@ -50,12 +50,12 @@ class Settings:
     """What metrics may be told.
 
     Attributes:
-        batch: sequences in a forward pass.
-        max_new_tokens: generated for an answer at most; None: 24 for ``letter``, else 512.
-        samples: programs generated for each question (``pass@K``); one: the greedy one.
-        temperature: of sampling these.
-        seed: of sampling.
-        run_generated_code: whether ``pass@K`` may run what the model wrote.
+        batch: Number of sequences in a forward pass.
+        max_new_tokens: Most tokens generated for an answer; None: 24 for ``letter``, else 512.
+        samples: Programs generated for each question (``pass@K``); one: the greedy one.
+        temperature: Temperature of sampling these.
+        seed: Seed of sampling.
+        run_generated_code: Whether ``pass@K`` may run what the model wrote.
     """
 
     batch: int = 32
@@ -68,7 +68,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """A model, whatever adapter it wears at the moment, and what it is asked."""
+    """A model, under whatever adapter at the moment, and the questions that it has to answer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -81,10 +81,10 @@ class Metric:
     """A way of scoring.
 
     Attributes:
-        name: as in the table above.
-        needed: the key that questions must have; None: the metric brings its own questions.
-        settings: that it follows.
-        function: an exam's scores, one from 0 to 1 for each question.
+        name: Name as in the table above.
+        needed: The key that questions must have; None: the metric brings its own questions.
+        settings: Settings that it follows.
+        function: Gives a batch's scores, one from 0 to 1 for each question.
     """
 
     name: str
@@ -98,13 +98,13 @@ class Metric:
         tokenizer: PreTrainedTokenizerBase,
         questions: Iterable[Question],
     ) -> list[float]:
-        """The score of each question; no gradients."""
+        """Score each question, without gradients."""
         with torch.no_grad():
             return self.function(EvalBatch(model, tokenizer, tuple(questions), self.settings))
 
 
 def make_metric(name: str, settings: Settings | None = None) -> Metric:
-    """The metric of that name.
+    """Make the metric of that name.
 
     Raises:
         InvalidInput: there is none, K is no positive number or larger than ``samples``, running
@@ -127,7 +127,7 @@ def make_metric(name: str, settings: Settings | None = None) -> Metric:
     )
 
 
-def exact(exam: EvalBatch) -> list[float]:
+def exact(batch: EvalBatch) -> list[float]:
     """Whether greedy decoding gives the response, its end included.
 
     What a chat template puts after the end-of-turn token, and generation never reaches, does not
@@ -135,13 +135,13 @@ def exact(exam: EvalBatch) -> list[float]:
     """
 
     def score(part: Sequence[TokenizedExample]) -> list[float]:
-        batch = collate(part).to(exam.model.device).view(len(part), 1)
-        return exact_match(exam.model, batch).tolist()
+        examples = collate(part).to(batch.model.device).view(len(part), 1)
+        return exact_match(batch.model, examples).tolist()
 
-    return _on_sequences(exam, exam.questions, score)
+    return _on_sequences(batch, batch.questions, score)
 
 
-def choice(exam: EvalBatch) -> list[float]:
+def choice(batch: EvalBatch) -> list[float]:
     """Whether the response is the most likely of the question's options.
 
     A likelihood is the product over the option's tokens, its end included, not normalised by
@@ -151,9 +151,9 @@ def choice(exam: EvalBatch) -> list[float]:
         InvalidInput: the response is not among the options, or there are none and the responses
             are too many to be options.
     """
-    every = tuple(dict.fromkeys(question.response for question in exam.questions))
-    options = [question.options or every for question in exam.questions]
-    for question, offered in zip(exam.questions, options, strict=True):
+    every = tuple(dict.fromkeys(question.response for question in batch.questions))
+    options = [question.options or every for question in batch.questions]
+    for question, offered in zip(batch.questions, options, strict=True):
         if question.response not in offered:
             raise InvalidInput(
                 f"the response {question.response!r} to {question.prompt[:60]!r} is not among its "
@@ -166,47 +166,47 @@ def choice(exam: EvalBatch) -> list[float]:
             )
     offers = [
         Example(question.prompt, option, question.system)
-        for question, offered in zip(exam.questions, options, strict=True)
+        for question, offered in zip(batch.questions, options, strict=True)
         for option in offered
     ]
 
     def log_likelihoods(part: Sequence[TokenizedExample]) -> list[float]:
-        batch = collate(part).to(exam.model.device).view(len(part), 1)
-        return (-summed_losses(exam.model, batch)).tolist()
+        examples = collate(part).to(batch.model.device).view(len(part), 1)
+        return (-summed_losses(batch.model, examples)).tolist()
 
-    found = iter(_on_sequences(exam, offers, log_likelihoods))
+    likelihoods = iter(_on_sequences(batch, offers, log_likelihoods))
     scores = []
-    for question, offered in zip(exam.questions, options, strict=True):
-        likelihood = {option: next(found) for option in offered}
+    for question, offered in zip(batch.questions, options, strict=True):
+        likelihood = {option: next(likelihoods) for option in offered}
         scores.append(float(max(offered, key=likelihood.__getitem__) == question.response))
     return scores
 
 
-def text(exam: EvalBatch) -> list[float]:
+def text(batch: EvalBatch) -> list[float]:
     """Whether the generated text equals the response, both :func:`normalized`."""
-    return _read(exam, TEXT_TOKENS, normalized)
+    return _read(batch, TEXT_TOKENS, normalized)
 
 
-def letter(exam: EvalBatch) -> list[float]:
+def letter(batch: EvalBatch) -> list[float]:
     """Whether the generated text names the same option as the response (:func:`read_choice`)."""
-    return _read(exam, LETTER_TOKENS, read_choice)
+    return _read(batch, LETTER_TOKENS, read_choice)
 
 
-def number(exam: EvalBatch) -> list[float]:
+def number(batch: EvalBatch) -> list[float]:
     """Whether the generated text ends in the response's number (:func:`final_number`)."""
-    return _read(exam, TEXT_TOKENS, final_number)
+    return _read(batch, TEXT_TOKENS, final_number)
 
 
 METRICS = {"exact": exact, "text": text, "choice": choice, "letter": letter, "number": number}
 
 
-def complete(exam: EvalBatch, max_new_tokens: int, *, samples: int = 1) -> list[list[str]]:
-    """Answers to each question: the greedy one, or several sampled ones.
+def complete(batch: EvalBatch, max_new_tokens: int, *, samples: int = 1) -> list[list[str]]:
+    """Generate answers to each question: the greedy one, or several sampled ones.
 
     Whatever the model's own generation settings are, nothing is penalised, and sampling is from the
-    whole distribution at the exam's temperature.
+    whole distribution at the batch's temperature.
     """
-    settings = exam.settings
+    settings = batch.settings
     decoding: dict[str, float] = {"do_sample": False}
     if samples > 1:
         decoding = {
@@ -218,28 +218,28 @@ def complete(exam: EvalBatch, max_new_tokens: int, *, samples: int = 1) -> list[
         }
 
     def answer(part: Sequence[Question]) -> list[list[str]]:
-        inputs = generation_inputs(exam.tokenizer, part, exam.model.device)
-        ids = exam.model.generate(  # type: ignore[operator]
+        inputs = generation_inputs(batch.tokenizer, part, batch.model.device)
+        ids = batch.model.generate(  # type: ignore[operator]
             **inputs,
             max_new_tokens=settings.max_new_tokens or max_new_tokens,
             repetition_penalty=1.0,
             **decoding,
         )
         new = ids[:, inputs["input_ids"].shape[1] :]
-        texts = exam.tokenizer.batch_decode(new, skip_special_tokens=True)
+        texts = batch.tokenizer.batch_decode(new, skip_special_tokens=True)
         return [texts[i : i + samples] for i in range(0, len(texts), samples)]
 
     at_once = max(1, settings.batch // samples)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        return _in_passes(exam.questions, at_once, lambda question: len(question.prompt), answer)
+        return _in_passes(batch.questions, at_once, lambda question: len(question.prompt), answer)
 
 
-def _passes(asked: str, settings: Settings) -> Callable[[EvalBatch], list[float]]:
-    """``pass@K`` for K as written in ``asked``."""
-    if not asked.isdecimal() or not 1 <= (k := int(asked)) <= settings.samples:
+def _passes(number: str, settings: Settings) -> Callable[[EvalBatch], list[float]]:
+    """Make ``pass@K`` for K as written in ``number``."""
+    if not number.isdecimal() or not 1 <= (k := int(number)) <= settings.samples:
         raise InvalidInput(
-            f"metric 'pass@{asked}': K must be a number from 1 to the samples per question, which "
+            f"metric 'pass@{number}': K must be a number from 1 to the samples per question, which "
             f"are {settings.samples} (--samples)."
         )
     if not settings.run_generated_code:
@@ -255,12 +255,12 @@ def _passes(asked: str, settings: Settings) -> Callable[[EvalBatch], list[float]
             "dnd_fast.train.evaluation.sandbox says what it needs."
         )
 
-    def score(exam: EvalBatch) -> list[float]:
-        samples = exam.settings.samples
+    def score(batch: EvalBatch) -> list[float]:
+        samples = batch.settings.samples
         programs = [
             program(question, answer)
             for question, answers in zip(
-                exam.questions, complete(exam, TEXT_TOKENS, samples=samples), strict=True
+                batch.questions, complete(batch, TEXT_TOKENS, samples=samples), strict=True
             )
             for answer in answers
         ]
@@ -275,18 +275,18 @@ def _passes(asked: str, settings: Settings) -> Callable[[EvalBatch], list[float]
 
 
 def _read(
-    exam: EvalBatch, max_new_tokens: int, read: Callable[[str], str | float | None]
+    batch: EvalBatch, max_new_tokens: int, read: Callable[[str], str | float | None]
 ) -> list[float]:
-    """Whether ``read`` finds the same in the generated text as in the response."""
-    wanted = [read(question.response) for question in exam.questions]
-    for question, right in zip(exam.questions, wanted, strict=True):
+    """Score whether ``read`` finds the same in the generated text as in the response."""
+    wanted = [read(question.response) for question in batch.questions]
+    for question, right in zip(batch.questions, wanted, strict=True):
         if right is None:
             raise InvalidInput(
                 f"the response {question.response[:60]!r} to {question.prompt[:60]!r} names no "
                 "option or number that this metric could compare; use another one."
             )
-    said = complete(exam, max_new_tokens)
-    return [float(read(answers[0]) == right) for answers, right in zip(said, wanted, strict=True)]
+    answers = complete(batch, max_new_tokens)
+    return [float(read(text) == right) for (text, *_), right in zip(answers, wanted, strict=True)]
 
 
 S = TypeVar("S")
@@ -294,29 +294,29 @@ T = TypeVar("T")
 
 
 def _on_sequences(
-    exam: EvalBatch,
+    batch: EvalBatch,
     examples: Iterable[Example],
     run: Callable[[Sequence[TokenizedExample]], list[float]],
 ) -> list[float]:
-    """``run`` on the examples' token ids, without what follows a response's end-of-turn token."""
-    end = exam.tokenizer.eos_token_id
+    """Run on the examples' token ids, without what follows a response's end-of-turn token."""
+    end = batch.tokenizer.eos_token_id
     sequences = [
         TokenizedExample(ids[: ids.index(end, start) + 1], start)
         if end in ids[start:]
         else TokenizedExample(ids, start)
-        for ids, start in encode(exam.tokenizer, examples)
+        for ids, start in encode(batch.tokenizer, examples)
     ]
-    return _in_passes(sequences, exam.settings.batch, lambda sequence: len(sequence.ids), run)
+    return _in_passes(sequences, batch.settings.batch, lambda sequence: len(sequence.ids), run)
 
 
 def _in_passes(
     items: Iterable[S], size: int, length: Callable[[S], int], run: Callable[[Sequence[S]], list[T]]
 ) -> list[T]:
-    """``run`` on ``size`` items at a time, long ones first; results in the items' order."""
+    """Run on ``size`` items at a time, long ones first; results are in the items' order."""
     ordered = sorted(enumerate(items), key=lambda pair: -length(pair[1]))
-    found: dict[int, T] = {}
+    unordered: dict[int, T] = {}
     for start in range(0, len(ordered), size):
         part = ordered[start : start + size]
         results = run([item for _, item in part])
-        found.update(zip((index for index, _ in part), results, strict=True))
-    return [found[index] for index in range(len(ordered))]
+        unordered.update(zip((index for index, _ in part), results, strict=True))
+    return [unordered[index] for index in range(len(ordered))]

@@ -42,9 +42,9 @@ class Point:
     """An adapter to be shown.
 
     Attributes:
-        data: the data set that it was trained on, or whose prompts it was generated from.
-        kind: where it comes from.
-        read: gives its tensors.
+        data: The data set that it was trained on, or whose prompts it was generated from.
+        kind: Where it comes from.
+        read: Gives its tensors by name.
     """
 
     data: str
@@ -53,7 +53,7 @@ class Point:
 
 
 def tensors_on_disk(folder: Path) -> Reader:
-    """A reader of an adapter's folder: one tensor at a time, so that any number fit."""
+    """Make a reader of an adapter's folder: one tensor at a time, so that any number fit."""
     from safetensors import safe_open
 
     def read(name: str) -> Tensor:
@@ -74,7 +74,7 @@ def require_matplotlib() -> None:
 
 
 def plot_accuracy(evaluation: Evaluation, path: Path) -> None:
-    """Bars of every method, grouped by held-out data set, with 95 % intervals; a PNG file.
+    """Plot bars of every method, grouped by held-out data set, with 95 % intervals; a PNG file.
 
     Raises:
         InvalidInput: matplotlib is not installed.
@@ -98,10 +98,10 @@ def plot_accuracy(evaluation: Evaluation, path: Path) -> None:
         for at, (_, estimates) in enumerate(part):
             for index, label in enumerate(rows):
                 if label in estimates:
-                    found = estimates[label]
+                    score = estimates[label]
                     x = at + (index - (len(rows) - 1) / 2) * 0.85 / len(rows)
-                    axes.bar(x, 100 * found.mean, 0.8 / len(rows), color=colours[label])
-                    axes.vlines(x, 100 * found.low, 100 * found.high, "#333333", linewidth=0.8)
+                    axes.bar(x, 100 * score.mean, 0.8 / len(rows), color=colours[label])
+                    axes.vlines(x, 100 * score.low, 100 * score.high, "#333333", linewidth=0.8)
         axes.set_xticks(range(len(part)), [name for name, _ in part])
         axes.set_xlim(-0.6, across - 0.4)
         axes.set_ylim(0, 100)
@@ -116,15 +116,15 @@ def plot_accuracy(evaluation: Evaluation, path: Path) -> None:
 
 
 def plot_weights(points: Sequence[Point], names: Sequence[str], path: Path) -> None:
-    """Training, generated and oracle adapters on the two main axes of their weights; a PNG file.
+    """Plot training, generated and oracle adapters on the main axes of their weights; a PNG file.
 
     Held-out data sets have a colour each: their oracle is a circle, generated adapters are stars,
     so that a star in its circle is what one hopes for.
 
     Args:
-        points: at least three adapters with equal shapes.
-        names: of their tensors.
-        path: of the file.
+        points: At least three adapters with equal shapes.
+        names: Names of their tensors.
+        path: Path of the file.
 
     Raises:
         InvalidInput: matplotlib is not installed, or there are fewer than three points.
@@ -168,11 +168,11 @@ def plot_weights(points: Sequence[Point], names: Sequence[str], path: Path) -> N
 
 
 def project(readers: Sequence[Reader], names: Sequence[str]) -> tuple[Tensor, tuple[float, float]]:
-    """Principal components of flattened adapters, one tensor of each in memory at a time.
+    """Project flattened adapters on their principal components, tensor by tensor.
 
     Args:
-        readers: n adapters.
-        names: of the tensors.
+        readers: Readers of n adapters.
+        names: Names of the tensors.
 
     Returns:
         Coordinates ``[n, 2]`` float64, and the two axes' shares of the variance.

@@ -6,8 +6,8 @@ One JSON object a line, as in training data sets, with further keys where a metr
   occur in the file.
 * ``test``: Python code that runs after the generated code and raises where it is wrong (metric
   ``pass@k``). ``response`` may then be missing.
-* ``entry_point``: name of the function asked for. The prompt is then Python code itself, which the
-  generated code goes on from or repeats, and a function ``check`` in ``test`` is called with the
+* ``entry_point``: name of the function wanted. The prompt is then Python code itself, which the
+  generated code continues or repeats, and a function ``check`` in ``test`` is called with the
   function: the form of HumanEval.
 """
 
@@ -33,11 +33,11 @@ class Question(Example):
 
 
 def read_questions(path: str | Path, needed: Needed = "response") -> list[Question]:
-    """The questions in a ``.jsonl`` file.
+    """Read the questions in a ``.jsonl`` file.
 
     Args:
-        path: of the file.
-        needed: the key that a question cannot be judged without.
+        path: Path of the file.
+        needed: The key that a question cannot be judged without.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -50,12 +50,11 @@ def read_questions(path: str | Path, needed: Needed = "response") -> list[Questi
 def _question(record: dict[str, Any], where: str, needed: Needed) -> Question:
     texts = {}
     for key in ("prompt", "response", "system", "test", "entry_point"):
-        found = record.get(key)
-        if found is None:
-            found = ""
-        if not isinstance(found, str) or (key in ("prompt", needed) and not found.strip()):
-            raise InvalidInput(f"{where}: the key {key!r} holds {found!r}, expected some text.")
-        texts[key] = found
+        value = record.get(key)
+        text = "" if value is None else value
+        if not isinstance(text, str) or (key in ("prompt", needed) and not text.strip()):
+            raise InvalidInput(f"{where}: the key {key!r} holds {text!r}, expected some text.")
+        texts[key] = text
     options = record.get("options", [])
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         raise InvalidInput(

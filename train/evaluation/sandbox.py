@@ -38,9 +38,9 @@ def succeeds(program: str, *, seconds: float = SECONDS, memory: int = MEMORY) ->
     A program that exits early, with whatever status, has not run to its end.
 
     Args:
-        program: its source.
-        seconds: of processor time, and of time on the clock.
-        memory: bytes of address space.
+        program: Source of the program.
+        seconds: Limit of processor time, and of time on the clock.
+        memory: Limit of the address space in bytes.
 
     Raises:
         OSError: no process can be started, or the temporary folder cannot be written.
@@ -73,7 +73,7 @@ def succeeds(program: str, *, seconds: float = SECONDS, memory: int = MEMORY) ->
 
 @functools.cache
 def namespaces() -> tuple[str, ...]:
-    """The command that starts another one without a network; empty where the system has none."""
+    """Return the command that starts others without a network; empty where there is none."""
     unshare = shutil.which("unshare")
     if unshare is None:
         return ()

@@ -1,4 +1,4 @@
-"""What an evaluation found: every method's scores on every held-out data set, with intervals."""
+"""The result of an evaluation: every method's scores on every held-out data set, with intervals."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Estimate:
     """A mean score.
 
     Attributes:
-        mean: from 0 to 1.
+        mean: Mean, from 0 to 1.
         low, high: 95 % Wilson interval over the questions.
-        batches: the mean of each prompt batch.
+        batches: Mean of each prompt batch.
     """
 
     mean: float
@@ -37,7 +37,7 @@ class Estimate:
         return stdev(self.batches) if len(self.batches) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """As it goes into a JSON file."""
+        """Describe the estimate for a JSON file."""
         return {
             "mean": self.mean,
             "interval": [self.low, self.high],
@@ -50,10 +50,10 @@ class Evaluation:
     """A table like the paper's Tables 1 and 10.
 
     Attributes:
-        metric: its name.
-        rows: scores by method and data set.
-        adapters: scores of the training adapters, by the data set that they were trained on.
-        settings: how it was made, for the record.
+        metric: Name of the metric.
+        rows: Scores by method and data set.
+        adapters: Scores of the training adapters, by the data set that they were trained on.
+        settings: How it was made, for the record.
     """
 
     metric: str
@@ -63,7 +63,7 @@ class Evaluation:
 
     @property
     def columns(self) -> list[str]:
-        """The held-out data sets."""
+        """Names of the held-out data sets."""
         return list(dict.fromkeys(name for row in self.rows.values() for name in row))
 
     def overall(self, row: Row) -> Estimate | None:
@@ -76,7 +76,7 @@ class Evaluation:
         return _estimate(batches, questions)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the single questions' scores, for a JSON file."""
+        """Describe everything but the single questions' scores, for a JSON file."""
 
         def described(row: Row) -> dict[str, Any]:
             cells = {name: estimate(runs).to_dict() for name, runs in row.items()}
@@ -94,12 +94,12 @@ class Evaluation:
 
 
 def estimate(runs: Sequence[Sequence[float]]) -> Estimate:
-    """The mean over prompt batches and questions of one data set."""
+    """Estimate the mean over prompt batches and questions of one data set."""
     return _estimate([mean(run) for run in runs], len(runs[0]))
 
 
 def wilson(share: float, questions: float) -> tuple[float, float]:
-    """95 % interval of a share of questions (Wilson 1927).
+    """Return the 95 % interval of a share of questions (Wilson 1927).
 
     It holds for means of any scores from 0 to 1, whose variance is at most that of yes and no, and
     unlike a bootstrap it does not shrink to a point where every score is the same.
@@ -110,13 +110,13 @@ def wilson(share: float, questions: float) -> tuple[float, float]:
 
 
 def merged(evaluations: Iterable[Evaluation]) -> Evaluation:
-    """One table from runs that each held out other data sets: leave-one-out.
+    """Make one table from runs that each held out other data sets: leave-one-out.
 
     Raises:
         InvalidInput: two have a data set in common, or metrics differ.
     """
     first, *others = evaluations
-    check_disjoint(each.columns for each in (first, *others))
+    check_disjoint(evaluation.columns for evaluation in (first, *others))
     rows = {name: dict(row) for name, row in first.rows.items()}
     adapters = {name: dict(row) for name, row in first.adapters.items()}
     for other in others:
@@ -133,7 +133,7 @@ def check_disjoint(held_out: Iterable[Sequence[str]]) -> None:
     Raises:
         InvalidInput: the message names the data set.
     """
-    names = [name for each in held_out for name in each]
+    names = [name for data_sets in held_out for name in data_sets]
     for name in names:
         if names.count(name) > 1:
             raise InvalidInput(

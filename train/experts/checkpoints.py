@@ -1,4 +1,4 @@
-"""What a run that trains an expert has besides its settings: in memory, and kept on disk."""
+"""The state of a run that trains an expert: in memory, and kept on disk."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from dnd_fast.files import (
 
 
 class State:
-    """All that a run has besides its settings: what is kept on disk to go on from.
+    """All that a run has besides its settings: what is kept on disk to resume from.
 
     Attributes:
-        step: optimiser steps done.
-        vectors: z by module name, on the model's device.
-        best: the vectors with the best validation.
-        score: their share of right greedy responses.
-        history: of each validation: ``step``, ``score``, and mean ``reward`` and ``kl`` of the last
-            sampled batch (None after next-token steps).
+        step: Optimiser steps done.
+        vectors: Vectors z by module name, on the model's device.
+        best: The vectors with the best validation.
+        score: Share of right greedy responses under ``best``.
+        history: Entries of each validation: ``step``, ``score``, and mean ``reward`` and ``kl`` of
+            the last sampled batch (None after next-token steps).
     """
 
     def __init__(self, vectors: Mapping[str, Tensor]) -> None:
@@ -42,7 +42,7 @@ class State:
         self.history: list[dict[str, float | None]] = []
 
     def snapshot(self) -> dict[str, Tensor]:
-        """The vectors as they are now."""
+        """Copy the vectors as they are now."""
         return {name: z.detach().clone() for name, z in self.vectors.items()}
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ class State:
             if content.get(key) != value:
                 raise InvalidInput(
                     f"{folder.parent} holds a run with other {key}: {content.get(key)!r}, not "
-                    f"{value!r}. Give another folder, or the same settings to go on."
+                    f"{value!r}. Give another folder, or the same settings to resume it."
                 )
         tensors = read_safetensors(latest / "state.safetensors")
         try:

@@ -9,7 +9,7 @@ end included; KL is taken over the whole vocabulary at every token of the sample
 temperature T, π' and π are softmax(logits / T), so that what is sampled is what is differentiated.
 
 A run is a function of its settings, seed and examples: step i draws its examples and responses by
-(seed, i), so that a run that was killed goes on as if it had not been.
+(seed, i), so that a run that was killed resumes as if it had not been.
 """
 
 from __future__ import annotations
@@ -55,21 +55,22 @@ class ExpertSpec:
     """Settings of a run; defaults are the paper's where it has them.
 
     Attributes:
-        modules: which weights; see :class:`dnd_fast.svf.expert.DecomposedModel`.
-        parametrisation: how z becomes scales; see :mod:`dnd_fast.svf.decomposition`.
+        modules: Which weights; see :class:`dnd_fast.svf.expert.DecomposedModel`.
+        parametrisation: How z becomes scales; see :mod:`dnd_fast.svf.decomposition`.
         objective: ``"reinforce"``, or ``"next-token"``, the paper's ablation.
-        steps: optimiser steps.
-        warmup: the first so many steps are next-token ones whatever the objective: a base that
+        steps: Number of optimiser steps.
+        warmup: The first so many steps are next-token ones whatever the objective: a base that
             never answers right gets no reward to start from.
-        batch: examples per step.
-        learning_rate: of AdamW without weight decay (which would pull scales to 0); cosine decay.
-        max_norm: gradients are clipped to it.
-        kl: λ.
-        temperature: of the sampled responses; positive.
-        max_new_tokens: longest response.
-        validation: share of the examples kept to choose the best step by greedy responses.
-        validate_every: steps between validations.
-        micro_batch: sequences per forward pass.
+        batch: Examples per step.
+        learning_rate: Learning rate of AdamW, with cosine decay and without weight decay (which
+            would pull scales to 0).
+        max_norm: Norm that gradients are clipped to.
+        kl: λ, the weight of the penalty.
+        temperature: Temperature of the sampled responses; positive.
+        max_new_tokens: Tokens of the longest response.
+        validation: Share of the examples kept to choose the best step by greedy responses.
+        validate_every: Steps between validations.
+        micro_batch: Sequences per forward pass.
     """
 
     modules: str = "both"
@@ -111,7 +112,7 @@ class ExpertSpec:
 
 
 def exact_reward(response: str, example: Example) -> float:
-    """1 if a response is the example's, spaces around it aside, else -1."""
+    """Return 1 if a response is the example's, spaces around it aside, else -1."""
     return 1.0 if response.strip() == example.response.strip() else -1.0
 
 
@@ -127,19 +128,20 @@ def train_expert(
     cache: str | Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Expert:
-    """Train an expert, or go on with a run that was stopped.
+    """Train an expert, or resume a run that was stopped.
 
     Args:
-        model: the frozen base; the same before and after.
-        tokenizer: with a chat template.
-        examples: a task's prompts and responses. REINFORCE uses responses by ``reward`` alone.
-        spec: settings.
-        seed: of the split into training and validation, and of all draws.
-        out: folder for the expert, with ``training.json``: settings and validations. Beside them
-            ``state/`` is what a stopped run goes on from.
-        reward: of a response to an example, in [-1, 1]; above 0 counts as right in validation.
-        cache: folder for the base's SVD; see :class:`dnd_fast.svf.expert.DecomposedModel`.
-        progress: is told steps done and in all.
+        model: The frozen base; the same before and after.
+        tokenizer: Tokenizer with a chat template.
+        examples: A task's prompts and responses. REINFORCE uses responses by ``reward`` alone.
+        spec: Settings.
+        seed: Seed of the split into training and validation, and of all draws.
+        out: Folder for the expert, with ``training.json``: settings and validations. Beside them
+            ``state/`` is what a stopped run resumes from.
+        reward: Reward of a response to an example, in [-1, 1]; above 0 counts as right in
+            validation.
+        cache: Folder for the base's SVD; see :class:`dnd_fast.svf.expert.DecomposedModel`.
+        progress: Callback that gets steps done and in all.
 
     Returns:
         The expert with the best validation score, the earliest of equals.
@@ -199,16 +201,16 @@ def fit_experts(
     For collections of experts, from which a generator learns.
 
     Args:
-        base: the decomposed base.
-        datasets: tokenised examples, one list per expert.
-        steps: optimiser steps, with cosine decay.
-        batch: examples per expert and step.
-        learning_rate: of AdamW.
-        seed: of the order of examples.
-        progress: is told steps done and in all.
+        base: The decomposed base.
+        datasets: Tokenised examples, one list per expert.
+        steps: Number of optimiser steps, with cosine decay.
+        batch: Examples per expert and step.
+        learning_rate: Learning rate of AdamW.
+        seed: Seed of the order of examples.
+        progress: Callback that gets steps done and in all.
 
     Returns:
-        z ``[data sets, r]`` by module name.
+        Vectors z ``[data sets, r]`` by module name.
     """
     rng = random.Random(f"experts {seed}")
     vectors = {
@@ -241,14 +243,14 @@ def policy_objective(
     rewards: Tensor,
     kl: float,
 ) -> tuple[Tensor, Tensor]:
-    """J, whose gradient is REINFORCE's estimate, from sampled responses of one or more tokens.
+    """Return J, whose gradient is REINFORCE's estimate, from sampled responses.
 
     Args:
         log_policy, log_base: log π' and log π ``[tokens, vocabulary]``; the second has no gradient.
-        chosen: the sampled token ids ``[tokens]``.
-        owner: which response each belongs to ``[tokens]``.
-        rewards: of the responses ``[B]``.
-        kl: λ.
+        chosen: The sampled token ids ``[tokens]``.
+        owner: Index of the response that each token belongs to ``[tokens]``.
+        rewards: Rewards of the responses ``[B]``.
+        kl: λ, the weight of the penalty.
 
     Returns:
         J, and KL(π' ‖ π) ``[B]`` without gradient.
@@ -281,7 +283,7 @@ class _Run:
         self.last: dict[str, float | None] = {"reward": None, "kl": None}
 
     def step(self, state: State) -> None:
-        """One optimiser step, in place."""
+        """Do one optimiser step, in place."""
         spec, index = self.spec, state.step
         rng = random.Random(f"{self.seed} {index}")
         drawn = rng.sample(self.training, min(spec.batch, len(self.training)))
@@ -326,9 +328,9 @@ class _Run:
             torch.manual_seed(seed)
             for part in _parts(drawn, spec.micro_batch):
                 with self.base.merged(expert):
-                    said = self._sample(part, spec.temperature)
-                found = torch.tensor(self._rewards(part, said), device=device)
-                batch = collate(said).to(device)
+                    responses = self._sample(part, spec.temperature)
+                scores = torch.tensor(self._rewards(part, responses), device=device)
+                batch = collate(responses).to(device)
                 with torch.no_grad():
                     log_base = self._log_probabilities(batch)
                 with self.base.factored(vectors, spec.parametrisation):
@@ -339,11 +341,11 @@ class _Run:
                     log_base,
                     batch.labels[answered],
                     answered.nonzero()[:, 0],
-                    found,
+                    scores,
                     spec.kl,
                 )
                 (-objective * len(part) / len(drawn)).backward()
-                rewards += found.tolist()
+                rewards += scores.tolist()
                 divergences += divergence.tolist()
         self.last = {"reward": mean(rewards), "kl": mean(divergences)}
 
@@ -363,10 +365,12 @@ class _Run:
         )
 
     def _rewards(
-        self, part: Sequence[tuple[Example, TokenizedExample]], said: Sequence[TokenizedExample]
+        self,
+        part: Sequence[tuple[Example, TokenizedExample]],
+        responses: Sequence[TokenizedExample],
     ) -> list[float]:
         texts = self.tokenizer.batch_decode(
-            [ids[start:] for ids, start in said], skip_special_tokens=True
+            [ids[start:] for ids, start in responses], skip_special_tokens=True
         )
         return [float(self.reward(text, e)) for text, (e, _) in zip(texts, part, strict=True)]
 

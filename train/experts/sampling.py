@@ -1,4 +1,4 @@
-"""Sampled responses, as token ids, from exactly the distribution that a gradient assumes."""
+"""Sampling of responses, as token ids, from exactly the distribution that a gradient assumes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def sample(
     temperature: float | None,
     max_new_tokens: int,
 ) -> list[TokenizedExample]:
-    """A response to each tokenised prompt, its end token included; greedy without a temperature.
+    """Sample responses to tokenised prompts, with their end token; greedy without a temperature.
 
     Samples are from softmax(logits / temperature) itself: what the model's own generation config
     says about top-k and the like does not count.
@@ -48,8 +48,8 @@ def sample(
     finally:
         model.generation_config = own
     ends = set(stops if isinstance(stops, list) else [stops])
-    found = []
+    responses = []
     for prompt, row in zip(prompts, generated[:, ids.shape[1] :].tolist(), strict=True):
         end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
-        found.append(TokenizedExample([*prompt, *row[:end]], len(prompt)))
-    return found
+        responses.append(TokenizedExample([*prompt, *row[:end]], len(prompt)))
+    return responses

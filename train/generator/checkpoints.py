@@ -4,7 +4,7 @@ step-000100/weights.safetensors      the decoder, float32
 step-000100/optimizer.safetensors    moments and the like, by parameter
 step-000100/state.json               step, evaluation, and the optimiser's plain numbers
 
-All draws are functions of seed, step and position, so nothing else is needed to go on exactly.
+All draws are functions of seed, step and position, so nothing else is needed to resume exactly.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class State:
     """Where a run stands.
 
     Attributes:
-        step: steps done, counted over all phases.
-        phase: index of the phase that the last of them belongs to.
-        weights: of the decoder.
-        optimizer: its state by parameter and entry; empty at the end of a phase.
-        score: of the evaluation at this very step, lower is better; None: there was none.
+        step: Steps done, counted over all phases.
+        phase: Index of the phase that the last of them belongs to.
+        weights: Weights of the decoder.
+        optimizer: State of the optimiser by parameter and entry; empty at the end of a phase.
+        score: Score of the evaluation at this very step, lower is better; None: there was none.
     """
 
     step: int
@@ -59,15 +59,15 @@ class Checkpoints:
     """The checkpoints of one run. Scores are compared within a phase, which has one objective.
 
     Attributes:
-        folder: that holds them.
-        keep: how many of the last are kept, beside the one with the best score.
+        folder: Folder that holds them.
+        keep: Number of the last ones that are kept, beside the one with the best score.
     """
 
     folder: Path
     keep: int = 2
 
     def save(self, state: State) -> None:
-        """Write one; then delete those that are not to be kept.
+        """Write a checkpoint; then delete those that are not to be kept.
 
         Raises:
             OSError: the folder cannot be written, or the disk is full; older ones stay.
@@ -90,7 +90,7 @@ class Checkpoints:
                 self._delete(self._path(step))
 
     def latest(self) -> State | None:
-        """The newest one that can be read; None where there is none."""
+        """Read the newest checkpoint that can be read; None where there is none."""
         if self.folder.is_dir():
             for leftover in self.folder.glob(".step-*"):  # of a process that was killed
                 shutil.rmtree(leftover, ignore_errors=True)  # all processes do
@@ -107,14 +107,14 @@ class Checkpoints:
         return None
 
     def best(self, phase: int) -> int | None:
-        """The step of the checkpoint with the best score of a phase; None where none has one."""
+        """Return the step of the checkpoint with a phase's best score; None where none has one."""
         scores = {
             step: score for step in self.steps() if (score := self._score(step, phase)) is not None
         }
         return min(scores, key=scores.__getitem__, default=None)
 
     def weights(self, step: int) -> dict[str, Tensor]:
-        """Of the decoder.
+        """Read the decoder's weights at a step.
 
         Raises:
             InvalidInput: the file is damaged.
@@ -122,7 +122,7 @@ class Checkpoints:
         return read_safetensors(self._path(step) / WEIGHTS_FILE)
 
     def steps(self) -> list[int]:
-        """Of all checkpoints, in ascending order."""
+        """Return the steps of all checkpoints, in ascending order."""
         return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
 
     def _path(self, step: int) -> Path:
@@ -136,7 +136,7 @@ class Checkpoints:
             return None
 
     def _delete(self, path: Path) -> None:
-        """First by one rename, so that no half of it is ever taken for a checkpoint."""
+        """Delete by one rename first, so that no half of it is ever taken for a checkpoint."""
         doomed = path.with_name(f".{path.name}.deleted")
         path.rename(doomed)
         shutil.rmtree(doomed)

@@ -23,7 +23,7 @@ KEPT_BYTES = 4 << 30  # of targets that stay in memory
 
 
 class Rows(Protocol):
-    """Tensors by number: one tensor's first dimension, or files that are read when needed."""
+    """Tensors by index: one tensor's first dimension, or files that are read when needed."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Tensor: ...
@@ -31,13 +31,13 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class TaskData:
-    """One data set.
+    """The data of one task.
 
     Attributes:
-        name: of the data set.
-        texts: embedded candidates, each ``[positions, C]``; of the form "mix" prompts and answers.
-        targets: its adapters as normalised tokens ``[Nw, Lw, Cw]``, NaN where padded.
-        examples: tokenised, for the objective "sft".
+        name: Name of the data set.
+        texts: Embedded candidates, each ``[positions, C]``; of the form "mix" prompts and answers.
+        targets: Its adapters as normalised tokens ``[Nw, Lw, Cw]``, NaN where padded.
+        examples: Tokenised examples, for the objective "sft".
     """
 
     name: str
@@ -50,10 +50,10 @@ class AdapterFiles:
     """The adapters of one data set, tokenised and normalised when asked for.
 
     Args:
-        collection: that they are in.
-        name: of the data set.
-        layout: with the collection's statistics, on the CPU.
-        kept: tokens that stay in memory, by folder: of all data sets together.
+        collection: Collection that they are in.
+        name: Name of the data set.
+        layout: Layout with the collection's statistics, on the CPU.
+        kept: Tokens of all data sets that stay in memory, by folder.
     """
 
     def __init__(
@@ -79,12 +79,13 @@ class MicroBatch(NamedTuple):
     """What one forward and backward pass on one GPU takes, for M pairs.
 
     Attributes:
-        pairs: that were drawn.
-        hidden: ``[positions, C]``, those of all texts end to end.
-        places: ``[positions]``, the row that each has in its padded condition ``[N * L, C]``.
-        counts: positions of each pair.
-        targets: ``[M, Nw, Lw, Cw]`` (objective "mse").
-        examples: ``[M, B, T]`` (objective "sft").
+        pairs: The pairs that were drawn.
+        hidden: Embedded positions of all texts, end to end: ``[positions, C]``.
+        places: The row that each position has in its padded condition ``[N * L, C]``:
+            ``[positions]``.
+        counts: Number of positions of each pair.
+        targets: Tokens ``[M, Nw, Lw, Cw]`` (objective "mse").
+        examples: Examples ``[M, B, T]`` (objective "sft").
     """
 
     pairs: tuple[Pair, ...]
@@ -95,7 +96,7 @@ class MicroBatch(NamedTuple):
     examples: Batch | None
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same on ``device``."""
+        """Return the same on ``device``."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
@@ -111,43 +112,43 @@ class MicroBatch(NamedTuple):
 
 
 class MicroBatches(MapDataset[MicroBatch]):
-    """The micro-batches of one process in one phase, by number, for torch's ``DataLoader``.
+    """The micro-batches of one process in one phase, by index, for torch's ``DataLoader``.
 
     Args:
-        sources: of the data sets.
-        pairing: draws the pairs.
-        phase: its batch, objective and examples.
+        tasks: Data of each task.
+        pairing: Draws the pairs.
+        phase: Phase, for its batch, objective and examples.
         length: L, positions of a padded text.
-        first_step: of the phase, counted over all phases.
-        world: of each batch every process takes an equal share.
-        size: pairs in a micro-batch.
+        context: This process among all, each of which takes an equal share of a batch.
+        size: Pairs in a micro-batch.
+        first_step: First step of the phase, counted over all phases.
     """
 
     def __init__(
         self,
-        sources: Sequence[TaskData],
+        tasks: Sequence[TaskData],
         pairing: Pairing,
         phase: Phase,
         *,
         length: int,
-        world: DistributedContext,
+        context: DistributedContext,
         size: int,
         first_step: int = 0,
     ) -> None:
-        self.sources, self.pairing, self.phase = sources, pairing, phase
+        self.tasks, self.pairing, self.phase = tasks, pairing, phase
         self.length, self.first_step, self.size = length, first_step, size
-        share = phase.batch // world.size
-        self.first_position = world.rank * share
+        share = phase.batch // context.size
+        self.first_position = context.rank * share
         self.per_step = share // size
 
     def __len__(self) -> int:
         return self.phase.steps * self.per_step
 
     def places_in_batch(self, index: int) -> list[tuple[int, int]]:
-        """(step, position) of every pair in a micro-batch."""
+        """Return (step, position) of every pair in a micro-batch."""
         step, turn = divmod(index, self.per_step)
         first = self.first_position + turn * self.size
-        return [(self.first_step + step, first + each) for each in range(self.size)]
+        return [(self.first_step + step, first + pair) for pair in range(self.size)]
 
     def __getitem__(self, index: int) -> MicroBatch:
         sft = self.phase.objective == "sft"
@@ -156,7 +157,7 @@ class MicroBatches(MapDataset[MicroBatch]):
             for step, position in self.places_in_batch(index)
         )
         texts = [
-            self.sources[pair.dataset].texts[answer][index]
+            self.tasks[pair.dataset].texts[answer][index]
             for pair in drawn
             for index, answer in zip(pair.texts, pair.answers, strict=True)
         ]
@@ -170,23 +171,23 @@ class MicroBatches(MapDataset[MicroBatch]):
         lengths = list(map(len, texts))
         counts = tuple(sum(lengths[i : i + prompts]) for i in range(0, len(texts), prompts))
         if not sft:
-            targets = [self.sources[pair.dataset].targets[pair.checkpoint] for pair in drawn]
+            targets = [self.tasks[pair.dataset].targets[pair.checkpoint] for pair in drawn]
             return MicroBatch(drawn, torch.cat(texts), places, counts, torch.stack(targets), None)
-        chosen = [self.sources[pair.dataset].examples[i] for pair in drawn for i in pair.examples]
+        chosen = [self.tasks[pair.dataset].examples[i] for pair in drawn for i in pair.examples]
         examples = collate(chosen).view(len(drawn), self.phase.examples)
         return MicroBatch(drawn, torch.cat(texts), places, counts, None, examples)
 
 
 def names_in_batch(
-    sources: Sequence[TaskData], pairing: Pairing, phase: Phase, step: int
+    tasks: Sequence[TaskData], pairing: Pairing, phase: Phase, step: int
 ) -> list[str]:
-    """The data sets in the batch of ``step``, over all GPUs, each once."""
+    """Names of the data sets in the batch of ``step``, over all GPUs, each once."""
     drawn = (pairing.draw(step, position).dataset for position in range(phase.batch))
-    return [sources[index].name for index in sorted(set(drawn))]
+    return [tasks[index].name for index in sorted(set(drawn))]
 
 
 def pad_conditions(batch: MicroBatch, shape: Shape) -> Tensor:
-    """``[M, N, L, C]`` float32 on the device of ``batch.hidden``: zeros after each text's end."""
+    """Conditions ``[M, N, L, C]`` in float32, on the batch's device, with zeros after each text."""
     condition = batch.hidden.new_zeros((len(batch.pairs), *shape), dtype=torch.float32)
     parts = batch.hidden.split(batch.counts), batch.places.split(batch.counts)
     for sample, hidden, places in zip(condition, *parts, strict=True):

@@ -38,9 +38,9 @@ class DistributedContext:
     """This process among all.
 
     Attributes:
-        rank: from 0.
-        size: how many there are.
-        device: this one's.
+        rank: Index of this process, from 0.
+        size: Number of processes.
+        device: Device of this process.
     """
 
     rank: int = 0
@@ -58,27 +58,27 @@ class DistributedContext:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes the files."""
+        """Whether this is the process that writes the files."""
         return self.rank == 0
 
     def sum(self, value: Tensor) -> Tensor:
-        """Over all processes, in place."""
+        """Sum a tensor over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.size > 1:
             dist.barrier()
 
     def end(self) -> None:
-        """Leave the others."""
+        """Leave the other processes."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
     def wrap(self, decoder: HyperConvDecoder, *, shard: bool) -> nn.Module:
-        """What to call instead of ``decoder``; shards are made of its own parameters."""
+        """Return what to call instead of ``decoder``; shards are made of its own parameters."""
         if self.size == 1:
             return decoder
         if not shard:
@@ -91,7 +91,7 @@ class DistributedContext:
 
 
 def gradient_sync(model: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
-    """Whether a backward pass ends in gradients averaged over all processes, or adds to its own."""
+    """Within, backward passes end in gradients averaged over all processes, or add to their own."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(wanted)
     if isinstance(model, DistributedDataParallel) and not wanted:
@@ -102,7 +102,7 @@ def gradient_sync(model: nn.Module, wanted: bool) -> AbstractContextManager[Any]
 def full_state(
     decoder: HyperConvDecoder, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and the optimiser's state as ``PARAMETER|ENTRY``, whole, on the CPU of rank 0.
+    """Return weights and the optimiser's state as ``PARAMETER|ENTRY``, whole, on the CPU of rank 0.
 
     All processes must take part.
     """
@@ -115,7 +115,7 @@ def full_state(
 
 
 def _flatten(nested: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Some optimisers have entries within entries."""
+    """Flatten a state: some optimisers have entries within entries."""
     for key, value in nested.items():
         if isinstance(value, dict):
             yield from ((f"{key}|{rest}", inner) for rest, inner in _flatten(value))
@@ -124,7 +124,7 @@ def _flatten(nested: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def whole_weights(decoder: HyperConvDecoder) -> dict[str, Tensor]:
-    """On the CPU of rank 0; all processes must take part."""
+    """Return whole weights on the CPU of rank 0; all processes must take part."""
     return cast(dict[str, Tensor], get_model_state_dict(decoder, options=FULL))
 
 

@@ -28,7 +28,7 @@ class EmbeddedTexts:
     """The texts of one data set: ``texts[i]`` is ``[positions, C]`` float16.
 
     Args:
-        folder: written by :func:`embed_texts`.
+        folder: Folder written by :func:`embed_texts`.
 
     Raises:
         InvalidInput: the files are damaged.
@@ -61,15 +61,15 @@ def embed_texts(
     fingerprint: str,
     progress: Callable[[int], None] = lambda texts: None,
 ) -> EmbeddedTexts:
-    """Embed ``texts``, or find them embedded.
+    """Embed ``texts``, or find them in the cache.
 
     Args:
-        encoder: the frozen encoder.
-        texts: of one data set.
-        spec: length and padding.
-        cache: folder with one folder for each list of texts, named by a hash.
-        fingerprint: the encoder's; see :meth:`PromptEncoder.fingerprint`.
-        progress: is told how many texts have been embedded since the last time.
+        encoder: The frozen encoder.
+        texts: Texts of one data set.
+        spec: Length and padding of a condition.
+        cache: Folder with one folder for each list of texts, named by a hash.
+        fingerprint: Fingerprint of the encoder; see :meth:`PromptEncoder.fingerprint`.
+        progress: Callback that gets how many texts have been embedded since the last time.
 
     Raises:
         InvalidInput: a text is empty.

@@ -11,13 +11,12 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, PreTrainedModel
@@ -29,13 +28,14 @@ from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.kernels.device import PROFILES, DeviceProfile
 from dnd_fast.kernels.planner.cost_model import plan_decoder
 from dnd_fast.kernels.planner.peak_memory import peak_parts
-from dnd_fast.lora.batched import gradient_checkpointing, with_adapters
 from dnd_fast.lora.target_modules import auto_model
 from dnd_fast.recipe import Phase, Recipe, from_table
+from dnd_fast.train.generator.config import TrainerConfig
 from dnd_fast.train.generator.data import MicroBatch, pad_conditions
 from dnd_fast.train.generator.distributed import CPU
+from dnd_fast.train.generator.losses import Loss, loss_under_adapters
 from dnd_fast.train.generator.pairs import Pair
-from dnd_fast.train.generator.trainer import Loss, TrainerConfig, make_optimizer
+from dnd_fast.train.generator.trainer import make_optimizer
 
 SFT_TOKENS = 512  # of an example, where nothing better is known
 STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2.0 + 8 / 256}  # per parameter; 8 bits in blocks of 256
@@ -45,15 +45,16 @@ MARGIN = 0.05  # of a GPU's memory, for its context and for what the allocator k
 
 @dataclass(frozen=True)
 class Estimate:
-    """One phase on each GPU, in bytes and seconds.
+    """What one phase takes on each GPU, in bytes and seconds.
 
     Attributes:
-        phase: which one.
-        weights, gradients, optimizer: of the decoder, in float32 but for an 8-bit optimiser.
-        activations: everything else that is alive at the peak, conditions included.
-        workspace: what convolutions take for a moment, at the peak.
-        base: the frozen base model's weights ("sft").
-        seconds: of a step.
+        phase: The phase.
+        weights, gradients, optimizer: Bytes of the decoder's, in float32 but for an 8-bit
+            optimiser.
+        activations: Bytes of everything else that is alive at the peak, conditions included.
+        workspace: Bytes that convolutions take for a moment, at the peak.
+        base: Bytes of the frozen base model's weights ("sft").
+        seconds: Predicted time of a step.
     """
 
     phase: Phase
@@ -67,7 +68,7 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """Bytes on each GPU."""
+        """Total of the bytes on each GPU."""
         parts = (self.weights, self.gradients, self.optimizer)
         return sum(parts) + self.activations + self.workspace + self.base
 
@@ -75,44 +76,44 @@ class Estimate:
 def estimate(
     recipe: Recipe,
     phase: Phase,
-    options: TrainerConfig,
+    trainer_config: TrainerConfig,
     *,
     gpus: int = 1,
     device: str = "h200",
     example_tokens: int = SFT_TOKENS,
 ) -> Estimate:
-    """What one phase takes on each of ``gpus`` devices.
+    """Estimate what one phase takes on each of ``gpus`` devices.
 
     Args:
-        recipe: what is trained.
-        phase: one of its phases.
-        options: how it would compute.
-        gpus: processes that share the batch.
-        device: one of :data:`dnd_fast.kernels.device.PROFILES`.
-        example_tokens: of each example ("sft"), all of which are counted as the response's.
+        recipe: What is trained.
+        phase: One of its phases.
+        trainer_config: How it would compute.
+        gpus: Number of processes that share the batch.
+        device: Name of one of :data:`dnd_fast.kernels.device.PROFILES`.
+        example_tokens: Tokens of each example ("sft"), all counted as the response's.
 
     Raises:
         InvalidInput: the batch cannot be shared out evenly, or the recipe's base is unusable.
     """
-    size = options.pass_size(phase, gpus)
+    size = trainer_config.pass_size(phase, gpus)
     passes = phase.batch // gpus // size
-    counted = _count(recipe, phase, options, size, passes, device, example_tokens)
+    counted = _count(recipe, phase, trainer_config, size, passes, device, example_tokens)
     weights = gradients = 4 * counted.parameters
     state = 8 * counted.parameters
     held = weights + gradients + state + counted.workspace + counted.base
     activations = counted.peak - held
-    state = int(STATE_BYTES[options.optimizer] * counted.parameters)
-    if device != "cpu" and options.bf16:
-        activations += _kept_by_layer_norm(recipe, size, options)
-    if options.shard and gpus > 1:
-        weights, gradients, state = (-(-each // gpus) for each in (weights, gradients, state))
+    state = int(STATE_BYTES[trainer_config.optimizer] * counted.parameters)
+    if device != "cpu" and trainer_config.bf16:
+        activations += _kept_by_layer_norm(recipe, size, trainer_config)
+    if trainer_config.shard and gpus > 1:
+        weights, gradients, state = (-(-count // gpus) for count in (weights, gradients, state))
         # Two blocks are whole at a time, one of them with its gradients.
         activations += 3 * 4 * counted.block
-    seconds = _seconds(recipe, options, size, passes, PROFILES[device], counted.parameters)
+    seconds = _seconds(recipe, trainer_config, size, passes, PROFILES[device], counted.parameters)
     if phase.objective == "sft":
         tokens = size * passes * phase.examples * example_tokens
-        forward_and_back = 6 if options.checkpointing else 4  # FLOP per parameter and token
-        size_of_base = counted.base / (2 if options.bf16 else 4)
+        forward_and_back = 6 if trainer_config.checkpointing else 4  # FLOP per parameter and token
+        size_of_base = counted.base / (2 if trainer_config.bf16 else 4)
         seconds += forward_and_back * size_of_base * tokens / PROFILES[device].gemm_flops
     return Estimate(
         phase, weights, gradients, state, activations, counted.workspace, counted.base, seconds
@@ -121,17 +122,17 @@ def estimate(
 
 def check_fit(
     recipe: Recipe,
-    options: TrainerConfig,
+    trainer_config: TrainerConfig,
     *,
     memory: float,
     gpus: int = 1,
     device: str = "h200",
     example_tokens: int = SFT_TOKENS,
 ) -> list[Estimate]:
-    """Estimates of all phases, where they fit.
+    """Estimate all phases, and check that they fit.
 
     Args:
-        memory: bytes of each GPU.
+        memory: Bytes of each GPU.
 
     The other arguments are those of :func:`estimate`.
 
@@ -140,18 +141,18 @@ def check_fit(
     """
     usable = (1 - MARGIN) * memory
 
-    def of(phase: Phase, options: TrainerConfig, gpus: int) -> Estimate:
+    def of(phase: Phase, trainer_config: TrainerConfig, gpus: int) -> Estimate:
         return estimate(
-            recipe, phase, options, gpus=gpus, device=device, example_tokens=example_tokens
+            recipe, phase, trainer_config, gpus=gpus, device=device, example_tokens=example_tokens
         )
 
-    found = [of(phase, options, gpus) for phase in recipe.phases]
-    worst = max(found, key=lambda each: each.total)
+    estimates = [of(phase, trainer_config, gpus) for phase in recipe.phases]
+    worst = max(estimates, key=lambda estimate: estimate.total)
     if worst.total <= usable:
-        return found
+        return estimates
     fitting = (
-        f"this would fit: {words}"
-        for words, *changed in _alternatives(worst.phase, options, gpus)
+        f"this would fit: {arguments}"
+        for arguments, *changed in _alternatives(worst.phase, trainer_config, gpus)
         if of(worst.phase, *changed).total <= usable
     )
     advice = next(fitting, "no option of this command makes it fit")
@@ -162,55 +163,70 @@ def check_fit(
 
 
 def fit_passes(
-    recipe: Recipe, options: TrainerConfig, *, memory: float, gpus: int = 1, device: str = "h200"
+    recipe: Recipe,
+    trainer_config: TrainerConfig,
+    *,
+    memory: float,
+    gpus: int = 1,
+    device: str = "h200",
 ) -> TrainerConfig:
-    """The options, with the largest micro-batch that fits where they name none.
+    """Choose the largest micro-batch that fits, where the configuration names none.
 
-    They are returned as they are where the whole batch fits in one pass, or nothing does. The
-    arguments are those of :func:`check_fit`.
+    It is returned as it is where the whole batch fits in one pass, or nothing does. The arguments
+    are those of :func:`check_fit`.
     """
-    if options.micro_batch is not None:
-        return options
+    if trainer_config.micro_batch is not None:
+        return trainer_config
     share = math.gcd(*(phase.batch // gpus for phase in recipe.phases))
     sizes = [None, *(size for size in range(share, 0, -1) if share % size == 0)]
     for size in sizes:
-        changed = dataclasses.replace(options, micro_batch=size)
-        found = (
-            estimate(recipe, phase, changed, gpus=gpus, device=device) for phase in recipe.phases
+        changed = dataclasses.replace(trainer_config, micro_batch=size)
+        totals = (
+            estimate(recipe, phase, changed, gpus=gpus, device=device).total
+            for phase in recipe.phases
         )
-        if all(each.total <= (1 - MARGIN) * memory for each in found):
+        if all(total <= (1 - MARGIN) * memory for total in totals):
             return changed
-    return options
+    return trainer_config
 
 
 def _alternatives(
-    phase: Phase, options: TrainerConfig, gpus: int
+    phase: Phase, trainer_config: TrainerConfig, gpus: int
 ) -> Iterator[tuple[str, TrainerConfig, int]]:
-    """Other options in words, those that cost least time first."""
-    share, size = phase.batch // gpus, options.pass_size(phase, gpus)
-    sizes = [each for each in range(size, 0, -1) if share % each == 0]
-    optimizers = [options.optimizer]
-    if options.optimizer == "adamw" and not options.shard:
+    """Yield other options of the command, those that cost least time first."""
+    share, size = phase.batch // gpus, trainer_config.pass_size(phase, gpus)
+    sizes = [smaller for smaller in range(size, 0, -1) if share % smaller == 0]
+    optimizers = [trainer_config.optimizer]
+    if trainer_config.optimizer == "adamw" and not trainer_config.shard:
         optimizers.append("adamw8bit")
     for optimizer in optimizers:
-        for again in dict.fromkeys((options.checkpointing, True)):
-            for each in sizes:
+        for again in dict.fromkeys((trainer_config.checkpointing, True)):
+            for smaller in sizes:
                 changed = dataclasses.replace(
-                    options, micro_batch=each, checkpointing=again, optimizer=optimizer
+                    trainer_config, micro_batch=smaller, checkpointing=again, optimizer=optimizer
                 )
-                words = [f"--micro-batch {each}"] if each != size else []
-                words += ["--checkpointing"] if again != options.checkpointing else []
-                words += [f"--optimizer {optimizer}"] if optimizer != options.optimizer else []
-                yield " ".join(words), changed, gpus
-    smallest = TrainerConfig(bf16=options.bf16, micro_batch=1, checkpointing=True, shard=True)
+                arguments = [f"--micro-batch {smaller}"] if smaller != size else []
+                arguments += ["--checkpointing"] if again != trainer_config.checkpointing else []
+                arguments += (
+                    [f"--optimizer {optimizer}"] if optimizer != trainer_config.optimizer else []
+                )
+                yield " ".join(arguments), changed, gpus
+    smallest = TrainerConfig(
+        bf16=trainer_config.bf16, micro_batch=1, checkpointing=True, shard=True
+    )
     for more in range(gpus + 1, phase.batch + 1):
         if phase.batch % more == 0:
             yield f"{more} GPUs with --shard --micro-batch 1 --checkpointing", smallest, more
 
 
 class _Counted(NamedTuple):
-    """Bytes at the peak, of these convolutions' inside and the base model's; parameters of the
-    decoder and of its largest block."""
+    """What was counted.
+
+    Attributes:
+        peak: Bytes at the peak.
+        workspace, base: Bytes of these inside convolutions, and of the base model.
+        parameters, block: Numbers of parameters of the decoder and of its largest block.
+    """
 
     peak: int
     workspace: int
@@ -222,17 +238,17 @@ class _Counted(NamedTuple):
 def _count(
     recipe: Recipe,
     phase: Phase,
-    options: TrainerConfig,
+    trainer_config: TrainerConfig,
     size: int,
     passes: int,
     device: str,
     tokens: int,
 ) -> _Counted:
-    """Large passes are extrapolated from smaller ones, whose peaks lie on a line."""
+    """Count a step; large passes are extrapolated from smaller ones, whose peaks lie on a line."""
     described = json.dumps(dataclasses.asdict(recipe))
     quiet = dataclasses.replace(phase, noise=0.0, dropout=0.0)
     # What a peak does not depend on is left out, so that it is counted once.
-    plain = TrainerConfig(bf16=options.bf16, checkpointing=options.checkpointing)
+    plain = TrainerConfig(bf16=trainer_config.bf16, checkpointing=trainer_config.checkpointing)
 
     def count(size: int) -> _Counted:
         once = dataclasses.replace(quiet, batch=min(2, passes) * size)
@@ -250,9 +266,9 @@ def _count(
 
 @lru_cache(maxsize=64)
 def _count_passes(
-    described: str, phase: Phase, options: TrainerConfig, size: int, device: str, tokens: int
+    described: str, phase: Phase, trainer_config: TrainerConfig, size: int, device: str, tokens: int
 ) -> _Counted:
-    """Two steps of ``phase.batch`` in passes of ``size``, on tensors without content."""
+    """Count two steps of ``phase.batch`` in passes of ``size``, on tensors without content."""
     recipe = from_table(Recipe, json.loads(described), "recipe")
     config = GeneratorConfig.from_recipe(recipe)
     parameters = block = base_bytes = 0
@@ -261,7 +277,7 @@ def _count_passes(
         nonlocal parameters, block, base_bytes
         generator = Generator(config)
         decoder, layout = generator.decoder.train(), generator.layout
-        decoder.checkpointing = options.checkpointing
+        decoder.checkpointing = trainer_config.checkpointing
         decoder.criterion_weight = torch.empty(1, layout.num_tokens, 1, 1)
         if layout.scale == "static":  # not set_statistics(), which looks at the values
             layout.mean = torch.empty(layout.num_tokens, *layout.token_shape)
@@ -269,20 +285,19 @@ def _count_passes(
         decoder.set_plan(training_plan(decoder, size, device))
         parameters = _numbers(decoder)
         block = max(map(_numbers, decoder.blocks))
-        base = _empty_base(recipe, options) if phase.objective == "sft" else None
+        base = _empty_base(recipe, trainer_config) if phase.objective == "sft" else None
         if base is not None:
-            base_bytes = sum(each.nbytes for each in base.parameters())
-        loss_of = Loss(decoder, decoder, layout, base, CPU, options)
-        optimizer = make_optimizer(decoder, phase, options)
+            base_bytes = sum(parameter.nbytes for parameter in base.parameters())
+        loss = Loss(decoder, decoder, layout, base, CPU, trainer_config)
+        optimizer = make_optimizer(decoder, phase, trainer_config)
         for _ in range(2):
             optimizer.zero_grad()
             for _ in range(phase.batch // size):
-                batch = _empty_batch(generator, size)
+                # Not in a variable, which would keep a batch through the backward pass and beyond.
                 if base is None:
-                    with loss_of(batch, phase) as loss:
-                        loss.backward()
+                    loss(_empty_batch(generator, size), phase).backward()
                 else:
-                    _sft_pass(loss_of, batch, base, phase, tokens)
+                    _sft_pass(loss, _empty_batch(generator, size), phase, tokens)
             nn.utils.clip_grad_norm_(decoder.parameters(), phase.clip)
             optimizer.step()
 
@@ -292,7 +307,7 @@ def _count_passes(
 
 
 def _empty_batch(generator: Generator, size: int) -> MicroBatch:
-    """Texts as long as the condition."""
+    """Make a micro-batch without content, of texts as long as the condition."""
     prompts, length, width = generator.decoder.condition_shape
     positions = size * prompts * length
     return MicroBatch(
@@ -305,41 +320,40 @@ def _empty_batch(generator: Generator, size: int) -> MicroBatch:
     )
 
 
-def _empty_base(recipe: Recipe, options: TrainerConfig) -> PreTrainedModel:
+def _empty_base(recipe: Recipe, trainer_config: TrainerConfig) -> PreTrainedModel:
     config = AutoConfig.for_model(**recipe.base.config)
-    dtype = torch.bfloat16 if options.bf16 else torch.float32
+    dtype = torch.bfloat16 if trainer_config.bf16 else torch.float32
     model: PreTrainedModel = auto_model(config).from_config(config, dtype=dtype)
     return model.eval().requires_grad_(False)
 
 
-def _sft_pass(
-    loss_of: Loss, batch: MicroBatch, base: PreTrainedModel, phase: Phase, tokens: int
-) -> None:
-    """As :func:`dnd_fast.train.generator.losses.sft`, which chooses positions by their values."""
-    layout, options = loss_of.layout, loss_of.options
+def _sft_pass(loss: Loss, batch: MicroBatch, phase: Phase, tokens: int) -> None:
+    """Do a pass of "sft", which itself chooses positions by their values, on all positions."""
+    assert loss.base is not None
+    config = loss.trainer_config
     ids = torch.zeros(len(batch.pairs) * phase.examples, tokens, dtype=torch.long)
-    with (
-        gradient_checkpointing(base) if options.checkpointing else nullcontext(),
-        ExitStack() as stack,
-    ):
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
-            condition = pad_conditions(batch, loss_of.decoder.condition_shape)
-            adapters = layout.detokenize(loss_of.decoder(condition))
-            stack.enter_context(with_adapters(base, adapters, layout.lora_alpha / layout.rank))
-            logits = base(ids, use_cache=False).logits.flatten(0, 1)
-            loss = cross_entropy(logits.float(), ids.flatten())
-        loss.backward()
+
+    def mean_loss(model: PreTrainedModel) -> Tensor:
+        logits = model(ids, use_cache=False).logits.flatten(0, 1)
+        return cross_entropy(logits.float(), ids.flatten())
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+        generated = loss.decoder(pad_conditions(batch, loss.decoder.condition_shape))
+        value = loss_under_adapters(
+            loss.base, loss.layout, generated, mean_loss, recompute=config.checkpointing
+        )
+    value.backward()
 
 
-def _kept_by_layer_norm(recipe: Recipe, size: int, options: TrainerConfig) -> int:
-    """On a GPU autocast gives a layer norm its input in float32, and that copy is kept."""
+def _kept_by_layer_norm(recipe: Recipe, size: int, trainer_config: TrainerConfig) -> int:
+    """Bytes that autocast keeps on a GPU, where it gives a layer norm its input in float32."""
     inputs = [n * length * c for n, length, c in recipe.decoder.features[1:-1]]
-    return 4 * size * (max(inputs, default=0) if options.checkpointing else sum(inputs))
+    return 4 * size * (max(inputs, default=0) if trainer_config.checkpointing else sum(inputs))
 
 
 def _seconds(
     recipe: Recipe,
-    options: TrainerConfig,
+    trainer_config: TrainerConfig,
     size: int,
     passes: int,
     profile: DeviceProfile,
@@ -348,10 +362,10 @@ def _seconds(
     spec = recipe.decoder
     sizes = spec.features, spec.kernel_size, profile
     step = plan_decoder(*sizes, batch=size, weights="streamed", training=True).seconds
-    if options.checkpointing:  # a forward pass more
+    if trainer_config.checkpointing:  # a forward pass more
         step += plan_decoder(*sizes, batch=size, weights="streamed").seconds
     # Weights, gradients and state are read, and all but the gradients written.
-    traffic = (4 + 4 + STATE_BYTES[options.optimizer]) * parameters * 2 - 4 * parameters
+    traffic = (4 + 4 + STATE_BYTES[trainer_config.optimizer]) * parameters * 2 - 4 * parameters
     return passes * step + traffic / profile.bandwidth
 
 

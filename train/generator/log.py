@@ -1,4 +1,4 @@
-"""What a run reports while it goes on: log.jsonl, and Accelerate's trackers."""
+"""The log of a run while it trains: log.jsonl, and Accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Log:
     """The log of one run, written by one process.
 
     Args:
-        file: one line per step: step, objective, loss, learning_rate, gradient_norm, seconds; and
-            one per evaluation: step, held_out_loss.
-        trackers: names that Accelerate knows.
+        file: File with one line per step (step, objective, loss, learning_rate, gradient_norm,
+            seconds) and one per evaluation (step, held_out_loss).
+        trackers: Names of trackers that Accelerate knows.
 
     Raises:
         InvalidInput: a tracker is unknown or not installed.
@@ -39,14 +39,14 @@ class Log:
             with atomic_file(self._file) as staged:
                 staged.write_text("".join(kept))
 
-    def on_step_end(self, record: StepMetrics) -> None:
-        """A step is done."""
-        values = dataclasses.asdict(record)
+    def on_step_end(self, metrics: StepMetrics) -> None:
+        """Write the metrics of a step."""
+        values = dataclasses.asdict(metrics)
         del values["done"], values["steps"]
         self._write(values)
 
     def on_evaluate(self, step: int, loss: float) -> None:
-        """The loss on held-out data sets has been measured."""
+        """Write the loss on held-out data sets."""
         self._write({"step": step, "held_out_loss": loss})
 
     def finish(self) -> None:

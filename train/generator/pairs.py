@@ -23,12 +23,12 @@ class Pair:
     """One condition and its target, drawn from one data set.
 
     Attributes:
-        dataset: index of the data set.
-        checkpoint: of its adapters, the target.
-        texts: of its candidates, the N that make the condition.
-        answers: which of these give their answer instead (only in the form "mix").
-        examples: of all its examples, those that the generated adapter is tried on.
-        noise_seed: of noise and dropout.
+        dataset: Index of the data set.
+        checkpoint: Index of the target among its adapters.
+        texts: Indices of the N candidates that make the condition.
+        answers: Which of these give their answer instead (only in the form "mix").
+        examples: Indices of the examples that the generated adapter is tried on.
+        noise_seed: Seed of noise and dropout.
     """
 
     dataset: int
@@ -44,11 +44,11 @@ class Pairing:
     """How pairs are drawn. Data sets are equally likely, however many adapters each has.
 
     Attributes:
-        seed: of all draws.
-        prompts: N, texts in a condition.
-        candidates: x, texts of each data set to draw from: the first so many.
-        checkpoints: adapters of each data set.
-        examples: examples of each data set, 0 where none are drawn.
+        seed: Seed of all draws.
+        prompts: N, the number of texts in a condition.
+        candidates: x for each data set: the number of its texts to draw from, the first ones.
+        checkpoints: Number of adapters of each data set.
+        examples: Number of examples of each data set, 0 where none are drawn.
         strategy: ``"N<-x"``: N of x texts, drawn anew each time, without repetition where there are
             enough; ``"x<-x"``: all, always in the same order, which needs x = N.
         form: ``"mix"`` replaces a fifth of the prompts by their answers, drawn anew each time.
@@ -77,7 +77,7 @@ class Pairing:
             )
 
     def draw(self, step: int, position: int, examples: int = 0) -> Pair:
-        """The pair at ``position`` of the batch of ``step``, over all GPUs."""
+        """Draw the pair at ``position`` of the batch of ``step``, over all GPUs."""
         rng = random.Random(f"{self.seed} {step} {position}")
         dataset = rng.randrange(len(self.candidates))
         checkpoint = rng.randrange(self.checkpoints[dataset])
@@ -99,7 +99,7 @@ class Pairing:
 
 
 def condition_texts(examples: Iterable[Example], form: Form) -> tuple[list[str], ...]:
-    """What is embedded of each example; for "mix" the prompts and, apart from them, the answers."""
+    """Return what is embedded of each example; for "mix" the prompts and, apart, the answers."""
     examples = list(examples)
     prompts = [example.prompt for example in examples]
     answers = [example.response for example in examples]

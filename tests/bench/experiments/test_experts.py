@@ -8,8 +8,8 @@ import torch
 from dnd_fast.bench.experiments import adaptation, experts
 from dnd_fast.bench.harness import results
 from dnd_fast.bench.harness.markdown import NO_RESULTS
-from dnd_fast.demo.retrain import SHIPPED_SEED
-from dnd_fast.demo.tasks import FORMATS, SKILLS, split_tasks
+from dnd_fast.demo.tasks import SHIPPED_SEED, split_tasks
+from dnd_fast.demo.vocabulary import FORMATS, SKILLS
 from dnd_fast.svf.cem import CemSpec
 from dnd_fast.svf.decomposition import initial_vectors
 

@@ -17,7 +17,7 @@ from peft import PeftModel
 from typer.testing import CliRunner
 
 from dnd_fast import InvalidInput, Recipe
-from dnd_fast.cli.collect import collect as command
+from dnd_fast.base_model import load_base
 from dnd_fast.demo.export import write_examples
 from dnd_fast.demo.tasks import Task
 from dnd_fast.lora.batched import encode, with_adapters
@@ -27,9 +27,9 @@ from dnd_fast.text.datasets import Dataset
 from dnd_fast.train.adapters.collect import collect, collect_folder
 from dnd_fast.train.adapters.collection import STATE_FILE, Collection
 from dnd_fast.train.adapters.lora_trainer import LoraTrainer
-from dnd_fast.train.base import load_base
+from dnd_fast.train.commands.collect import collect as command
 
-from ..test_base import new_base, save_base
+from ...test_base_model import new_base, save_base
 
 TASKS = [
     Task("first", "plain", "food"),

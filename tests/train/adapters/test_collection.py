@@ -8,7 +8,7 @@ import torch
 
 from dnd_fast import Adapter, InvalidInput
 from dnd_fast.text.datasets import Dataset, Example
-from dnd_fast.train.adapters.collection import Collection
+from dnd_fast.train.adapters.collection import STATE_FILE, Collection, Group, Manifest
 
 
 def test_dataset(tmp_path):
@@ -93,3 +93,34 @@ def test_a_damaged_adapter_is_named(spoiled):
 def test_no_collection(tmp_path):
     with pytest.raises(FileNotFoundError, match="no collection"):
         Collection.open(tmp_path)
+
+
+def test_what_is_left_to_do(tmp_path):
+    """Finished data sets are skipped; those begun come first, with their rows of the state."""
+    datasets = []
+    for name in "abcde":
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps({"prompt": name, "response": "r"}))
+        datasets.append(Dataset.read(path))
+    folder = tmp_path / "collection"
+    folder.mkdir()
+    collection = Collection.begin(folder, Manifest("base", "base", 2, 4, ["q"], {}, {}))
+    assert [group.names for group in collection.unfinished(datasets, 2)] == [
+        ["a", "b"],
+        ["c", "d"],
+        ["e"],
+    ]
+    collection.finish(Group(datasets[3:4]))
+    state = {"rows": torch.arange(6.0).view(2, 3)}
+    collection.save_state(Group([datasets[1], datasets[4]]), 7, state)
+    again = Collection.begin(folder, Manifest("base", "base", 2, 4, ["q"], {}, {}))
+    assert again.names == ["d"]
+    begun, rest = again.unfinished(datasets, 2)
+    assert (begun.names, begun.step) == (["b", "e"], 7)
+    assert torch.equal(begun.state["rows"], state["rows"])
+    assert (rest.names, rest.step, rest.state) == (["a", "c"], 0, {})
+    with pytest.warns(UserWarning, match="b was begun and is not among the data sets"):
+        begun, *_ = again.unfinished([datasets[0], *datasets[2:]], 2)
+    assert torch.equal(begun.state["rows"], state["rows"][1:])
+    again.close()
+    assert not (folder / STATE_FILE).exists()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnd_fast import Adapter, Generator, InvalidInput
+from dnd_fast.base_model import load_base
 from dnd_fast.demo.exam import exam
 from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.batched import (
@@ -20,7 +21,6 @@ from dnd_fast.lora.batched import (
     with_adapters,
 )
 from dnd_fast.text.datasets import Example
-from dnd_fast.train.base import load_base
 from dnd_fast.train.evaluation import evaluate as methods
 from dnd_fast.train.evaluation.evaluate import (
     EvalTask,
@@ -77,10 +77,10 @@ def last(collection, name):
     return Adapter.load(collection.checkpoints(name)[-1])
 
 
-def likelihood(exam):
+def likelihood(batch):
     """A metric that any adapter changes, unlike exact match, which is 0 for most: exp(-loss)."""
-    batch = collate(encode(exam.tokenizer, exam.questions)).view(-1, 1)
-    return per_question(exam.model, batch)
+    examples = collate(encode(batch.tokenizer, batch.questions)).view(-1, 1)
+    return per_question(batch.model, examples)
 
 
 def per_question(model, batch):

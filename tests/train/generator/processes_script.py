@@ -30,16 +30,16 @@ def free_port():
         return found.getsockname()[1]
 
 
-def train(folder, result, world, stop=None, **options):
+def train(folder, result, context, stop=None, **options):
     """Records and final weights into the file ``result``; stops after ``stop`` steps."""
     trainer = new_trainer(folder, **options)
-    trainer.world = world
-    trainer.held_out = (trainer.sources, trainer.pairing)
+    trainer.context = context
+    trainer.held_out = (trainer.tasks, trainer.pairing)
     records, scores = [], []
 
-    def on_step_end(record):
-        records.append((record.loss, record.learning_rate, record.gradient_norm))
-        if record.step == stop:
+    def on_step_end(metrics):
+        records.append((metrics.loss, metrics.learning_rate, metrics.gradient_norm))
+        if metrics.step == stop:
             raise Stop
 
     trainer.on_step_end = on_step_end
@@ -49,9 +49,9 @@ def train(folder, result, world, stop=None, **options):
     except Stop:
         return
     weights = whole_weights(trainer.decoder)
-    if world.main:
+    if context.main:
         torch.save(weights, f"{result}.pt")
-    Path(f"{result}-{world.rank}.json").write_text(json.dumps([records, scores]))
+    Path(f"{result}-{context.rank}.json").write_text(json.dumps([records, scores]))
 
 
 def two_processes(*args, **options):
@@ -68,9 +68,9 @@ def two_processes(*args, **options):
                 "MASTER_PORT": str(port),
             }
             try:
-                world = DistributedContext.start()
-                train(*args, world, **options)
-                world.end()
+                context = DistributedContext.start()
+                train(*args, context, **options)
+                context.end()
             except BaseException:
                 import traceback
 
@@ -106,10 +106,10 @@ def main(folder):
 def die(folder):
     """Under torchrun: the second process is killed after three steps."""
     trainer = new_trainer(folder)
-    trainer.world = DistributedContext.start()
+    trainer.context = DistributedContext.start()
 
-    def on_step_end(record):
-        if record.step == 3 and trainer.world.rank == 1:
+    def on_step_end(metrics):
+        if metrics.step == 3 and trainer.context.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
     trainer.on_step_end = on_step_end

@@ -15,10 +15,11 @@ from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.batched import TokenizedExample
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Phase
+from dnd_fast.train.generator.config import TrainerConfig
 from dnd_fast.train.generator.data import TaskData
 from dnd_fast.train.generator.estimate import check_fit, estimate, fit_passes
 from dnd_fast.train.generator.pairs import Pairing
-from dnd_fast.train.generator.trainer import Trainer, TrainerConfig
+from dnd_fast.train.generator.trainer import Trainer
 
 BATCH, TOKENS = 4, 12
 LENGTH = 160
@@ -49,7 +50,7 @@ def recipe():
     )
 
 
-def allocated(recipe, phase, options, path):
+def allocated(recipe, phase, trainer_config, path):
     """Peak of what the CPU's allocator had given out, by the profiler's own record."""
 
     def train():
@@ -58,7 +59,7 @@ def allocated(recipe, phase, options, path):
         generator.layout.set_statistics(torch.zeros(shape), torch.ones(shape[0], 1, 1))
         decoder = generator.decoder
         decoder.criterion_weight = torch.ones(1, shape[0], 1, 1)
-        size = options.pass_size(phase, 1)
+        size = trainer_config.pass_size(phase, 1)
         decoder.set_plan(training_plan(decoder, size, "cpu"))
         base = None
         if phase.objective == "sft":
@@ -76,7 +77,7 @@ def allocated(recipe, phase, options, path):
             Pairing(0, 4, (4,), (1,), (1,)),
             [phase],
             base=base,
-            options=options,
+            trainer_config=trainer_config,
         ).fit()
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -94,7 +95,7 @@ def allocated(recipe, phase, options, path):
 
 
 @pytest.mark.parametrize(
-    ("phase", "options"),
+    ("phase", "trainer_config"),
     [
         (LARGE, TrainerConfig()),
         (MSE, TrainerConfig(bf16=True, micro_batch=2, checkpointing=True)),
@@ -102,9 +103,9 @@ def allocated(recipe, phase, options, path):
     ],
     ids=["large", "bfloat16", "sft"],
 )
-def test_within_ten_percent_of_the_allocators_count(recipe, tmp_path, phase, options):
-    expected = allocated(recipe, phase, options, tmp_path / "trace.json")
-    found = estimate(recipe, phase, options, device="cpu", example_tokens=TOKENS)
+def test_within_ten_percent_of_the_allocators_count(recipe, tmp_path, phase, trainer_config):
+    expected = allocated(recipe, phase, trainer_config, tmp_path / "trace.json")
+    found = estimate(recipe, phase, trainer_config, device="cpu", example_tokens=TOKENS)
     assert found.total == pytest.approx(expected, rel=0.1)
 
 
@@ -121,25 +122,26 @@ def test_the_7b_recipe_fits_one_gpu_of_141_gb():
 
 def test_passes_become_as_large_as_fits(recipe):
     """What a user names stays; else the largest divisor of the batch whose pass fits."""
-    phase = dataclasses.replace(MSE, batch=4)
+    phase = dataclasses.replace(MSE, batch=8)
     recipe = dataclasses.replace(recipe, phases=(phase,))
 
-    def chosen(total, options=None):
+    def chosen(total, trainer_config=None):
         found = fit_passes(
-            recipe, options or TrainerConfig(), memory=total / 0.95 + 1, device="cpu"
+            recipe, trainer_config or TrainerConfig(), memory=total / 0.95 + 1, device="cpu"
         )
         return found.micro_batch
 
     totals = {
         size: estimate(recipe, phase, TrainerConfig(micro_batch=size), device="cpu").total
-        for size in (1, 2, 4)
+        for size in (1, 2, 4, 8)
     }
-    assert totals[1] < totals[2] < totals[4]
-    assert chosen(totals[4]) is None
+    assert totals[1] < totals[2] < totals[4] < totals[8]
+    assert chosen(totals[8]) is None
+    assert chosen(totals[8] - 1e3) == 4
     assert chosen(totals[4] - 1e3) == 2
     assert chosen(totals[2] - 1e3) == 1
     assert chosen(0.5 * totals[1]) is None
-    assert chosen(totals[4], TrainerConfig(micro_batch=1)) == 1
+    assert chosen(totals[8], TrainerConfig(micro_batch=1)) == 1
 
 
 def test_what_does_not_fit_is_refused_with_what_would(recipe):
@@ -148,11 +150,11 @@ def test_what_does_not_fit_is_refused_with_what_would(recipe):
     recipe = dataclasses.replace(recipe, phases=phases)
     needed = estimate(recipe, phases[0], TrainerConfig(), device="cpu").total
 
-    def advice(share, options=None, **others):
+    def advice(share, trainer_config=None, **others):
         with pytest.raises(InvalidInput, match=r"needs .* GB on each of") as caught:
             check_fit(
                 recipe,
-                options or TrainerConfig(),
+                trainer_config or TrainerConfig(),
                 memory=share * needed / 0.95,
                 device="cpu",
                 **others,
@@ -163,14 +165,14 @@ def test_what_does_not_fit_is_refused_with_what_would(recipe):
         recipe, phases[0], TrainerConfig(micro_batch=1, checkpointing=True), device="cpu"
     ).total
     for share in (0.99, 1.01 * smallest / needed, 0.99 * smallest / needed):
-        words = advice(share).removeprefix("this would fit: ")
-        micro_batch = re.search(r"--micro-batch (\d+)", words)
-        options = TrainerConfig(
+        arguments = advice(share).removeprefix("this would fit: ")
+        micro_batch = re.search(r"--micro-batch (\d+)", arguments)
+        trainer_config = TrainerConfig(
             micro_batch=int(micro_batch[1]) if micro_batch else None,
-            checkpointing="--checkpointing" in words,
-            optimizer="adamw8bit" if "adamw8bit" in words else "adamw",
+            checkpointing="--checkpointing" in arguments,
+            optimizer="adamw8bit" if "adamw8bit" in arguments else "adamw",
         )
-        assert estimate(recipe, phases[0], options, device="cpu").total <= share * needed
-    assert "adamw8bit" in words
+        assert estimate(recipe, phases[0], trainer_config, device="cpu").total <= share * needed
+    assert "adamw8bit" in arguments
     assert "GPUs with --shard" in advice(share, TrainerConfig(shard=True))
     assert advice(0.01) == "no option of this command makes it fit"

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from dnd_fast import InvalidInput
 from dnd_fast.recipe import Phase
 from dnd_fast.text.datasets import Example
+from dnd_fast.train.generator.config import TrainerConfig
 from dnd_fast.train.generator.distributed import DistributedContext
 from dnd_fast.train.generator.pairs import Pairing, condition_texts
-from dnd_fast.train.generator.trainer import TrainerConfig
 
 sizes = st.lists(
     st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 30)), min_size=1, max_size=6
@@ -107,22 +107,22 @@ def test_nothing_to_draw_from(sizes):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 8), st.integers(1, 4), st.integers(1, 6), st.integers(0, 50))
-def test_processes_and_micro_batches_share_out_the_same_batch(world, passes, size, step):
+def test_processes_and_micro_batches_share_out_the_same_batch(processes, passes, size, step):
     """Together they draw every position of the batch once, in order."""
     from dnd_fast.train.generator.data import MicroBatches
 
-    phase = Phase("mse", 100, 1e-3, world * passes * size)
+    phase = Phase("mse", 100, 1e-3, processes * passes * size)
     pairing = make([(40, 9, 30)] * 3)
-    options = TrainerConfig(micro_batch=size)
-    assert options.pass_size(phase, world) == size
+    trainer_config = TrainerConfig(micro_batch=size)
+    assert trainer_config.pass_size(phase, processes) == size
     positions = []
-    for rank in range(world):
+    for rank in range(processes):
         batches = MicroBatches(
             [],
             pairing,
             phase,
             length=1,
-            world=DistributedContext(rank, world),
+            context=DistributedContext(rank, processes),
             size=size,
             first_step=7,
         )

@@ -13,15 +13,17 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dnd_fast import Generator, InvalidInput, Recipe
-from dnd_fast.cli.train import train
 from dnd_fast.files import locked
 from dnd_fast.recipe import RECIPES, ConditionSpec, Phase
 from dnd_fast.train.adapters.collection import Collection
+from dnd_fast.train.adapters.names import find_names
 from dnd_fast.train.adapters.statistics import fit_layout
+from dnd_fast.train.commands.train import train
+from dnd_fast.train.generator.config import RunConfig, TrainerConfig
 from dnd_fast.train.generator.embedding_cache import EMBEDDINGS_FILE, embed_texts
 from dnd_fast.train.generator.log import Log
-from dnd_fast.train.generator.run import RunConfig, find_names, train_run
-from dnd_fast.train.generator.trainer import StepMetrics, TrainerConfig
+from dnd_fast.train.generator.run import train_run
+from dnd_fast.train.generator.trainer import StepMetrics
 
 MSE = Phase("mse", 3, 1e-3, 2)
 SFT = Phase("sft", 2, 1e-3, 2, examples=2)
@@ -38,8 +40,10 @@ def held_out(collection):
 
 
 @pytest.fixture
-def setup(held_out):
-    return RunConfig(RECIPE, (held_out,), options=TrainerConfig(save_every=1, evaluate_every=2))
+def run_config(held_out):
+    return RunConfig(
+        RECIPE, (held_out,), trainer_config=TrainerConfig(save_every=1, evaluate_every=2)
+    )
 
 
 def weights(folder):
@@ -51,18 +55,18 @@ def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def test_a_run(setup, collection, encoder, tmp_path, held_out):
+def test_a_run(run_config, collection, encoder, tmp_path, held_out):
     out = tmp_path / "run"
-    records, stages = [], []
+    steps, stages = [], []
     assert train_run(
-        setup,
+        run_config,
         collection,
         out,
         encoder=encoder,
-        on_step_end=records.append,
+        on_step_end=steps.append,
         progress=lambda stage, done, total: stages.append((stage, done, total)),
     )
-    assert [(r.step, r.objective, r.done, r.steps) for r in records] == [
+    assert [(r.step, r.objective, r.done, r.steps) for r in steps] == [
         (1, "mse", 1, 3),
         (2, "mse", 2, 3),
         (3, "mse", 3, 3),
@@ -89,31 +93,35 @@ def test_a_run(setup, collection, encoder, tmp_path, held_out):
     assert [line["step"] for line in lines if "held_out_loss" in line] == [2, 3, 5]
     assert all(line["held_out_loss"] > 0 for line in lines if "held_out_loss" in line)
 
-    assert not train_run(setup, collection, out, encoder=encoder)  # finished
-    changed = dataclasses.replace(setup, seed=1)
+    assert not train_run(run_config, collection, out, encoder=encoder)  # finished
+    changed = dataclasses.replace(run_config, seed=1)
     with pytest.raises(InvalidInput, match="holds a run with seed = 0, this one has seed = 1"):
         train_run(changed, collection, out, encoder=encoder)
     phase = dataclasses.replace(MSE, learning_rate=2e-3)
-    other = dataclasses.replace(setup, recipe=dataclasses.replace(RECIPE, phases=(phase, SFT)))
+    other = dataclasses.replace(run_config, recipe=dataclasses.replace(RECIPE, phases=(phase, SFT)))
     with pytest.raises(InvalidInput, match=r"with recipe\.phases.*0\.001.*this one has.*0\.002"):
         train_run(other, collection, out, encoder=encoder)
 
 
-def test_a_run_goes_on_where_it_was_stopped(setup, collection, encoder, tmp_path):
+def test_a_run_goes_on_where_it_was_stopped(run_config, collection, encoder, tmp_path):
     """Also the log, which has every step once; options that only cost time may change."""
-    train_run(setup, collection, tmp_path / "whole", encoder=encoder)
+    train_run(run_config, collection, tmp_path / "whole", encoder=encoder)
     for stop in (1, 3, 4):
 
-        def on_step_end(record, stop=stop):
-            if record.step == stop + 1:
+        def on_step_end(metrics, stop=stop):
+            if metrics.step == stop + 1:
                 raise Stopped
 
         with pytest.raises(Stopped):
             train_run(
-                setup, collection, tmp_path / "broken", encoder=encoder, on_step_end=on_step_end
+                run_config,
+                collection,
+                tmp_path / "broken",
+                encoder=encoder,
+                on_step_end=on_step_end,
             )
-    options = TrainerConfig(save_every=2, evaluate_every=2)
-    changed = dataclasses.replace(setup, options=options)
+    trainer_config = TrainerConfig(save_every=2, evaluate_every=2)
+    changed = dataclasses.replace(run_config, trainer_config=trainer_config)
     assert train_run(changed, collection, tmp_path / "broken", encoder=encoder)
     for name in ("generator", "generator-mse"):
         assert equal(tmp_path / "whole" / name, tmp_path / "broken" / name)
@@ -129,12 +137,14 @@ def test_a_run_goes_on_where_it_was_stopped(setup, collection, encoder, tmp_path
 
 @pytest.mark.parametrize(("losses", "best"), [([3.0, 1.0, 2.0], 2), ([3.0, 2.0, 1.0], None)])
 def test_the_best_generator_is_kept_too(
-    setup, collection, encoder, tmp_path, monkeypatch, losses, best
+    run_config, collection, encoder, tmp_path, monkeypatch, losses, best
 ):
     planted = iter(losses)
     monkeypatch.setattr("dnd_fast.train.generator.trainer.Loss.mean", lambda *args: next(planted))
     recipe = dataclasses.replace(RECIPE, phases=(MSE,))
-    changed = dataclasses.replace(setup, recipe=recipe, options=TrainerConfig(evaluate_every=1))
+    changed = dataclasses.replace(
+        run_config, recipe=recipe, trainer_config=TrainerConfig(evaluate_every=1)
+    )
     assert train_run(changed, collection, tmp_path / "run", encoder=encoder)
     assert (tmp_path / "run" / "generator-best").is_dir() == (best is not None)
     for name, step in (("generator", 3), ("generator-best", best)):
@@ -145,36 +155,44 @@ def test_the_best_generator_is_kept_too(
 
 
 @pytest.mark.parametrize(("form", "per_data_set"), [("mix", 2), ("prompt+answer", 1)])
-def test_other_forms_of_condition(setup, collection, encoder, tmp_path, form, per_data_set):
+def test_other_forms_of_condition(run_config, collection, encoder, tmp_path, form, per_data_set):
     recipe = dataclasses.replace(RECIPE, phases=(MSE,))
     changed = dataclasses.replace(
-        setup, recipe=recipe, form=form, strategy="x<-x", candidates=8, options=TrainerConfig()
+        run_config,
+        recipe=recipe,
+        form=form,
+        strategy="x<-x",
+        candidates=8,
+        trainer_config=TrainerConfig(),
     )
     assert train_run(changed, collection, tmp_path / "run", encoder=encoder)
     assert len(list((tmp_path / "run" / "cache").iterdir())) == 3 * per_data_set
 
 
-def test_what_cannot_work_is_refused_first(setup, collection, encoder, tmp_path):
-    def refused(message, setup=setup, collection=collection):
+def test_what_cannot_work_is_refused_first(run_config, collection, encoder, tmp_path):
+    def refused(message, run_config=run_config, collection=collection):
         with pytest.raises(InvalidInput, match=message):
-            train_run(setup, collection, tmp_path / "run", encoder=encoder)
+            train_run(run_config, collection, tmp_path / "run", encoder=encoder)
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
     def with_recipe(**changes):
-        return dataclasses.replace(setup, recipe=dataclasses.replace(RECIPE, **changes))
+        return dataclasses.replace(run_config, recipe=dataclasses.replace(RECIPE, **changes))
 
     refused(r"says nothing about training: add a \[\[phases\]\]", with_recipe(phases=()))
     lora = dataclasses.replace(RECIPE.lora, rank=8)
     refused(r"rank and alpha \(8, 8\), those of .* have \(4, 8\)", with_recipe(lora=lora))
-    everything = dataclasses.replace(setup, held_out=tuple(collection.names))
+    everything = dataclasses.replace(run_config, held_out=tuple(collection.names))
     refused("are held out: none is left", everything)
-    all_of_24 = dataclasses.replace(setup, strategy="x<-x")
+    all_of_24 = dataclasses.replace(run_config, strategy="x<-x")
     refused("Give --candidates 8", all_of_24)
-    options = TrainerConfig(micro_batch=3)
-    refused("micro_batch=3 does not divide", dataclasses.replace(setup, options=options))
+    trainer_config = TrainerConfig(micro_batch=3)
+    refused(
+        "micro_batch=3 does not divide",
+        dataclasses.replace(run_config, trainer_config=trainer_config),
+    )
 
 
-def test_a_damaged_adapter_is_named(setup, shared_collection, encoder, tmp_path):
+def test_a_damaged_adapter_is_named(run_config, shared_collection, encoder, tmp_path):
     folder = tmp_path / "collection"
     shutil.copytree(shared_collection, folder)
     collection = Collection.open(folder)
@@ -184,20 +202,20 @@ def test_a_damaged_adapter_is_named(setup, shared_collection, encoder, tmp_path)
     next(iter(tensors.values()))[0, 0] = float("nan")
     save_file(tensors, file)
     with pytest.raises(InvalidInput, match=f"{checkpoint.parent.name}/{checkpoint.name}.*NaN"):
-        train_run(setup, collection, tmp_path / "run", encoder=encoder)
+        train_run(run_config, collection, tmp_path / "run", encoder=encoder)
 
 
-def test_two_processes_do_not_share_a_run(setup, collection, encoder, tmp_path):
+def test_two_processes_do_not_share_a_run(run_config, collection, encoder, tmp_path):
     with (
         locked(tmp_path / "run", "dnd-fast train"),
         pytest.raises(InvalidInput, match="another dnd-fast train is at work"),
     ):
-        train_run(setup, collection, tmp_path / "run", encoder=encoder)
+        train_run(run_config, collection, tmp_path / "run", encoder=encoder)
 
 
-def test_a_tracker_that_is_not_there_is_named_first(setup, collection, encoder, tmp_path):
+def test_a_tracker_that_is_not_there_is_named_first(run_config, collection, encoder, tmp_path):
     with pytest.raises(InvalidInput, match=r"tracker 'no-such': not installed.*tensorboard"):
-        train_run(setup, collection, tmp_path, encoder=encoder, trackers=["no-such"])
+        train_run(run_config, collection, tmp_path, encoder=encoder, trackers=["no-such"])
     assert not (tmp_path / "cache").exists()
 
 

@@ -40,8 +40,8 @@ def test_the_loss_of_experts_is_that_of_merged_ones():
     tokens = 1 + 0.3 * torch.randn(2, layout.num_tokens, *layout.token_shape)
     examples = [TokenizedExample(torch.randint(32, (6 + i,)).tolist(), 3) for i in range(6)]
     batch = collate(examples).view(2, 3)
-    with objectives.sft(base, layout, tokens.requires_grad_(), batch) as loss:
-        loss.backward()
+    loss = objectives.sft(base, layout, tokens.requires_grad_(), batch)
+    loss.backward()
     assert (tokens.grad.flatten(1).norm(dim=1) > 0).all()
     alone = []
     for k in range(2):
@@ -72,13 +72,13 @@ def test_steps_are_those_of_a_plain_loop():
         conditions, targets = [], []
         for position in range(phase.batch):
             pair = twin.pairing.draw(step, position)
-            source = twin.sources[pair.dataset]
+            task = twin.tasks[pair.dataset]
             condition = torch.zeros(3, 6, 8, dtype=torch.float64)
             for row, index in enumerate(pair.texts):
-                text = source.texts[0][index]
+                text = task.texts[0][index]
                 condition[row, : len(text)] = text
             conditions.append(condition)
-            targets.append(source.targets[pair.checkpoint].double())
+            targets.append(task.targets[pair.checkpoint].double())
         error = decoder(torch.stack(conditions)) - torch.stack(targets)
         loss = (importance * error.square()).mean()
         optimizer.zero_grad()
@@ -107,13 +107,13 @@ def test_the_sft_loss_is_the_base_models():
     trainer.fit()
     twin = new_trainer()
     batches = MicroBatches(
-        twin.sources, twin.pairing, SFT, length=6, world=DistributedContext(), size=SFT.batch
+        twin.tasks, twin.pairing, SFT, length=6, context=DistributedContext(), size=SFT.batch
     )
     batch = batches[0]
     condition = pad_conditions(batch, (3, 6, 8))
     add_noise_and_dropout(condition, None, batch.pairs, SFT)
     adapters = twin.layout.detokenize(twin.decoder(condition))
-    chosen = [twin.sources[pair.dataset].examples[i] for pair in batch.pairs for i in pair.examples]
+    chosen = [twin.tasks[pair.dataset].examples[i] for pair in batch.pairs for i in pair.examples]
     expected = adapter_losses(twin.base, adapters, 2.0, collate(chosen).view(SFT.batch, -1)).mean()
     assert records[0].loss == pytest.approx(expected.item(), rel=1e-6)
 
@@ -155,7 +155,7 @@ def test_noise_and_dropout_are_each_pairs_own():
 
     def disturbed(size, index):
         batch = MicroBatches(
-            trainer.sources, trainer.pairing, phase, length=6, world=DistributedContext(), size=size
+            trainer.tasks, trainer.pairing, phase, length=6, context=DistributedContext(), size=size
         )[index]
         condition, target = torch.ones(size, 3, 600, 8), batch.targets.clone()
         add_noise_and_dropout(condition, target, batch.pairs, phase)
@@ -241,11 +241,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, where):
     drawn = [trainer.pairing.draw(step, 0).dataset for step in range(QUIET.steps)]
     bad = drawn[-1]
     step = drawn.index(bad)
-    source = trainer.sources[bad]
+    task = trainer.tasks[bad]
     if where == "target":
-        source.targets.fill_(math.inf)
+        task.targets.fill_(math.inf)
     else:
-        for text in source.texts[0]:
+        for text in task.texts[0]:
             text.fill_(math.inf)
     with pytest.raises(
         InvalidInput, match=rf"step {step + 1}: the loss is .*pairs of data-{bad}\."

@@ -10,9 +10,10 @@ from dnd_fast.lora.batched import TokenizedExample
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import Phase
 from dnd_fast.train.generator.checkpoints import Checkpoints
+from dnd_fast.train.generator.config import TrainerConfig
 from dnd_fast.train.generator.data import TaskData
 from dnd_fast.train.generator.pairs import Pairing
-from dnd_fast.train.generator.trainer import Trainer, TrainerConfig
+from dnd_fast.train.generator.trainer import Trainer
 
 CONFIG = Qwen2Config(
     vocab_size=32,
@@ -40,22 +41,22 @@ def new_trainer(folder=None, phases=(MSE, SFT), *, seed=0, keep=2, save_every=2,
     tokens = torch.randn(DATA_SETS, ADAPTERS, *shape) * 0.5
     layout.fit(tokens.flatten(0, 1))
     targets = layout.normalize(tokens)
-    sources = []
+    tasks = []
     for index in range(DATA_SETS):
         texts = [torch.randn(2 + (index + each) % 5, 8).half() for each in range(TEXTS)]
         examples = [TokenizedExample(torch.randint(32, (6,)).tolist(), 3) for _ in range(5)]
-        sources.append(TaskData(f"data-{index}", (texts,), targets[index], examples))
+        tasks.append(TaskData(f"data-{index}", (texts,), targets[index], examples))
     decoder = HyperConvDecoder([[3, 6, 8], [8, 4, 8], shape], 3)
     decoder.criterion_weight = torch.linspace(0.5, 1.5, layout.num_tokens).view(1, -1, 1, 1)
     pairing = Pairing(seed, 3, (TEXTS,) * DATA_SETS, (ADAPTERS,) * DATA_SETS, (5,) * DATA_SETS)
     return Trainer(
         decoder,
         layout,
-        sources,
+        tasks,
         pairing,
         phases,
         base=new_base(),
-        options=TrainerConfig(save_every=save_every, **options),
+        trainer_config=TrainerConfig(save_every=save_every, **options),
         checkpoints=Checkpoints(Path(folder), keep) if folder else None,
     )
 

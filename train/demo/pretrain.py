@@ -18,7 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dnd_fast.demo.tasks import DOMAINS, FORMATS, SKILLS, Split, Task
+from dnd_fast.demo.tasks import Split, Task
+from dnd_fast.demo.vocabulary import DOMAINS, FORMATS, SKILLS
 from dnd_fast.lora.batched import Batch, TokenizedExample, collate, response_logits
 from dnd_fast.recipe import Recipe
 
@@ -35,7 +36,7 @@ CONSONANTS = "bcdfghjklmnpqrstvwxyz"
 
 
 def new_base(tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """An untrained base, by the recipe."""
+    """Make an untrained base, by the recipe."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         **Recipe.load("demo").base.config,
@@ -53,7 +54,7 @@ def pretrain(
     steps: int = STEPS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PreTrainedModel:
-    """Train a base from scratch; ``progress`` is told steps done and in all."""
+    """Train a base from scratch; the callback ``progress`` gets steps done and in all."""
     model = new_base(tokenizer, seed).train()
     rng = random.Random(f"pretrain {seed}")
     matrices = [p for p in model.parameters() if p.ndim == 2]
@@ -81,7 +82,7 @@ def pretrain(
 def pretraining_batch(
     tokenizer: PreTrainedTokenizerBase, rng: random.Random, size: int, untagged: float = UNTAGGED
 ) -> Batch:
-    """Random strings, behaviours and wordings; a share has no tags."""
+    """Draw random strings, behaviours and wordings; a share has no tags."""
     skills, weights = list(SKILLS), [SKILL_WEIGHTS.get(skill, 1) for skill in SKILLS]
     prompts, answers = [], []
     for _ in range(size):
@@ -93,12 +94,12 @@ def pretraining_batch(
         tags = "" if rng.random() < untagged else f"<skill:{wanted.skill}><format:{wanted.format}>"
         prompts.append(f"{tokenizer.bos_token} {prompt}{tags}\n")
         answers.append(f"{wanted.answer(word)}{tokenizer.eos_token}")
-    asked, answered = tokenizer(prompts)["input_ids"], tokenizer(answers)["input_ids"]
-    return collate([TokenizedExample(a + b, len(a)) for a, b in zip(asked, answered, strict=True)])
+    pairs = zip(tokenizer(prompts)["input_ids"], tokenizer(answers)["input_ids"], strict=True)
+    return collate([TokenizedExample(ids + answer, len(ids)) for ids, answer in pairs])
 
 
 def _random_word(rng: random.Random) -> str:
-    """Three to five letters, half of them pronounceable."""
+    """Draw three to five letters, half of the words pronounceable."""
     length = rng.randint(3, 5)
     if rng.random() < 0.5:
         return "".join(rng.choice(VOWELS + CONSONANTS + VOWELS) for _ in range(length))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from dnd_fast.cli.console import GENERATOR_HELP, console, progress_bars
+from dnd_fast.console import GENERATOR_HELP, console, progress_bars
 from dnd_fast.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -65,16 +65,16 @@ def evaluate(
     prompt_batches: Annotated[
         int, typer.Option(help="Adapters generated for each data set, from other prompts.", min=1)
     ] = 3,
-    seed: Annotated[int, typer.Option(help="Of the choice of prompts, and of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of prompts, and of sampling.")] = 0,
     samples: Annotated[int, typer.Option(help="Programs per question (pass@K).", min=1)] = 20,
-    temperature: Annotated[float, typer.Option(help="Of sampling these.")] = 0.8,
+    temperature: Annotated[float, typer.Option(help="Temperature of sampling these.")] = 0.8,
     run_generated_code: Annotated[
         bool,
         typer.Option("--run-generated-code", help="Allow pass@K to run what the model writes."),
     ] = False,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(help="Of a generated answer.", show_default="512, for 'letter' 24", min=1),
+        typer.Option(help="Longest generated answer.", show_default="512, for 'letter' 24", min=1),
     ] = None,
     batch: Annotated[int, typer.Option(help="Sequences in a forward pass.", min=1)] = 32,
     device: Annotated[
@@ -88,7 +88,7 @@ def evaluate(
     ] = None,
     plots: Annotated[
         Path | None,
-        typer.Option(help="Folder for accuracy.png and weights.png (needs matplotlib)."),
+        typer.Option(help="Folder for accuracy.png and weights.png."),
     ] = None,
 ) -> None:
     """Test a generator on data sets that it was not trained on.
@@ -110,7 +110,7 @@ def evaluate(
 
     from dnd_fast.files import atomic_file, write_json
     from dnd_fast.train.evaluation.metrics import Settings, make_metric
-    from dnd_fast.train.evaluation.subjects import EvalTarget, evaluate_subjects
+    from dnd_fast.train.evaluation.targets import EvalTarget, evaluate_targets
 
     settings = Settings(
         batch=batch,
@@ -126,14 +126,14 @@ def evaluate(
     if generator is None:
         if hold_out:
             raise InvalidInput("a run knows what it held out: --hold-out is for --generator.")
-        subjects = [EvalTarget.from_run(run, collection) for run in runs or []]
+        targets = [EvalTarget.from_run(run, collection) for run in runs or []]
     else:
         if collection is None:
             raise InvalidInput("--generator needs a --collection, by dnd-fast collect.")
-        subjects = [EvalTarget.from_generator(generator, collection, hold_out or [])]
+        targets = [EvalTarget.from_generator(generator, collection, hold_out or [])]
     with progress_bars() as progress:
-        table = evaluate_subjects(
-            subjects,
+        table = evaluate_targets(
+            targets,
             scoring,
             tests=test,
             prompts=prompts,
@@ -154,7 +154,7 @@ def evaluate(
 
 
 def _print(evaluation: Evaluation, full: bool) -> None:
-    """The table in per cent, a few data sets at a time."""
+    """Print the table in per cent, a few data sets at a time."""
     from rich.table import Table
 
     from dnd_fast.train.evaluation.evaluate import BASE
@@ -195,9 +195,9 @@ def _print(evaluation: Evaluation, full: bool) -> None:
     )
 
 
-def _mean(found: Estimate) -> str:
-    return f"{100 * found.mean:.1f}"
+def _mean(score: Estimate) -> str:
+    return f"{100 * score.mean:.1f}"
 
 
-def _interval(found: Estimate) -> str:
-    return f"{100 * found.low:.0f}-{100 * found.high:.0f}"
+def _interval(score: Estimate) -> str:
+    return f"{100 * score.low:.0f}-{100 * score.high:.0f}"

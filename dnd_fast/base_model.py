@@ -29,13 +29,13 @@ def load_base(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A frozen base model, ready to be adapted, and its tokenizer.
+    """Load a frozen base model, ready to be adapted, and its tokenizer.
 
     Args:
-        name: folder or hub id.
-        tokenizer: folder or hub id of the tokenizer, where it is not the base's own.
-        dtype: of the model's weights.
-        device: where to run it.
+        name: Folder or hub id.
+        tokenizer: Folder or hub id of the tokenizer, where it is not the base's own.
+        dtype: Dtype of the model's weights.
+        device: Device to run it on.
 
     Raises:
         OSError: there is no such model or tokenizer.
@@ -43,15 +43,15 @@ def load_base(
             the device cannot be used.
     """
     config = load_config(name)
-    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer or name)
-    require_chat_template(loaded)
+    loaded_tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer or name)
+    require_chat_template(loaded_tokenizer)
     model: PreTrainedModel = auto_model(config).from_pretrained(name, dtype=dtype)
     move(model, device)
-    return model.eval().requires_grad_(False), loaded
+    return model.eval().requires_grad_(False), loaded_tokenizer
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """A base model's config, without its weights; errors as :func:`load_base`."""
+    """Load a base model's config, without its weights; errors as :func:`load_base`."""
     try:
         return AutoConfig.from_pretrained(name)
     except ValueError as error:
@@ -61,16 +61,18 @@ def load_config(name: str) -> PretrainedConfig:
 def check_fits(name: str, recipe: Recipe) -> None:
     """Raise InvalidInput unless the base has the linear layers that the recipe's has."""
     expected = GeneratorConfig.from_recipe(recipe).layout["modules"]
-    found = TokenLayout.for_model(load_config(name), recipe.lora.rank).to_dict()["modules"]
-    different = next((key for key in expected | found if expected.get(key) != found.get(key)), None)
+    actual = TokenLayout.for_model(load_config(name), recipe.lora.rank).to_dict()["modules"]
+    different = next(
+        (key for key in expected | actual if expected.get(key) != actual.get(key)), None
+    )
     if different is not None:
         raise InvalidInput(
             f"the base {name!r} is not what the recipe {recipe.name!r} is for, {recipe.base.id}: "
-            f"[input, output] sizes of {different} are {found.get(different)}, expected "
+            f"[input, output] sizes of {different} are {actual.get(different)}, expected "
             f"{expected.get(different)}. Take that base, or write a recipe for yours."
         )
 
 
 def resolved(name: str) -> str:
-    """A folder's absolute path, so that it is found from everywhere; a hub id as it is."""
+    """Return a folder's absolute path, so that it is found from everywhere; a hub id as it is."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name

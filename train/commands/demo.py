@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from dnd_fast.cli.console import console, progress_bars
+from dnd_fast.console import console, progress_bars
 from dnd_fast.files import atomic_file, write_json
 
 
@@ -34,14 +34,15 @@ def demo(
             console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
         return
     if retrain:
-        from dnd_fast.demo import retrain as pipeline
+        from dnd_fast.demo.tasks import SHIPPED_SEED
         from dnd_fast.generator_config import DEMO_MODELS
+        from dnd_fast.train.demo import retrain as pipeline
 
         with progress_bars() as progress:
-            trained = pipeline.retrain(pipeline.SHIPPED_SEED, progress)
+            trained = pipeline.retrain(SHIPPED_SEED, progress)
         pipeline.save(trained, DEMO_MODELS)
         console.print(f"Rebuilt {DEMO_MODELS}.")
-    from dnd_fast.demo.show import show
+    from dnd_fast.train.demo.show import show
 
     figures = show(console, out)
     if json_file is not None:

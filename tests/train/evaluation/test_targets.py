@@ -8,12 +8,12 @@ import typer
 from typer.testing import CliRunner
 
 from dnd_fast import InvalidInput
-from dnd_fast.cli.evaluate import evaluate
 from dnd_fast.demo.tasks import split_tasks
 from dnd_fast.generator_config import DEMO_MODELS
+from dnd_fast.train.commands.evaluate import evaluate
 from dnd_fast.train.evaluation import evaluate as methods
-from dnd_fast.train.evaluation.subjects import EvalTarget
-from dnd_fast.train.generator.run import FORMAT_VERSION
+from dnd_fast.train.evaluation.targets import EvalTarget
+from dnd_fast.train.generator.run_file import FORMAT_VERSION
 
 from ..conftest import write_dataset
 
@@ -126,14 +126,14 @@ def test_a_generator_that_no_run_made(shared_collection, tests, collection, tmp_
 
 def test_names(collection, make_run, tmp_path):
     first, second, third, fourth = collection.names
-    subject = EvalTarget.from_run(make_run("run", [third, fourth]))
-    assert subject.choose([]) == [third, fourth]
-    assert subject.choose([first]) == [first]
-    assert subject.choose(["*"]) == [third, fourth, first, second]
+    target = EvalTarget.from_run(make_run("run", [third, fourth]))
+    assert target.choose([]) == [third, fourth]
+    assert target.choose([first]) == [first]
+    assert target.choose(["*"]) == [third, fourth, first, second]
     (tmp_path / "names.txt").write_text(f"{second}\n\n {fourth}\n")
-    assert subject.choose([f"@{tmp_path / 'names.txt'}"]) == [fourth, second]
+    assert target.choose([f"@{tmp_path / 'names.txt'}"]) == [fourth, second]
     with pytest.raises(InvalidInput, match="--data nothing: there is only"):
-        subject.choose(["nothing"])
+        target.choose(["nothing"])
     with pytest.raises(InvalidInput, match="nothing was held out in training"):
         EvalTarget.from_run(make_run("all", [])).choose([])
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dnd_fast.demo.pretrain import pretrain
-from dnd_fast.demo.tasks import Split, Task, split_tasks
+from dnd_fast.demo.tasks import EXAMPLES, Split, Task, split_tasks
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import GeneratorConfig
@@ -25,27 +24,26 @@ from dnd_fast.lora.batched import TokenizedExample, encode
 from dnd_fast.recipe import Recipe
 from dnd_fast.text.prompt_encoder import PromptEncoder
 from dnd_fast.train.adapters.collect import collect
+from dnd_fast.train.demo.pretrain import pretrain
 from dnd_fast.train.generator.data import TaskData
 from dnd_fast.train.generator.pairs import Pairing
 from dnd_fast.train.generator.trainer import StepMetrics, Trainer
 
-SHIPPED_SEED = 0  # of the files that come with the package
-EXAMPLES = 192  # training examples of each task
-POOL = 96  # of which so many lend their prompts as conditions
+POOL = 96  # of a task's training examples, so many lend their prompts as conditions
 
 Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Everything that one run made.
+    """All that one run has made.
 
     Attributes:
-        base, tokenizer: the pretrained base model.
-        tasks: training, validation and test tasks.
-        tokens: every task's checkpoints ``[tasks, checkpoints, Nw, Lw, Cw]``, not normalised, in
+        base, tokenizer: The pretrained base model and its tokenizer.
+        tasks: Training, validation and test tasks.
+        tokens: Every task's checkpoints ``[tasks, checkpoints, Nw, Lw, Cw]``, not normalised, in
             the order train, validation, test.
-        conditions: embedded training prompts ``[tasks, POOL, L, C]``, in the same order.
+        conditions: Embedded training prompts ``[tasks, POOL, L, C]``, in the same order.
         generators: ``"mse"`` (the paper's objective) and ``"mse+sft"`` (continued end to end).
     """
 
@@ -63,7 +61,7 @@ class Trained:
 
 
 def retrain(seed: int, progress: Progress = lambda stage, done, total: None) -> Trained:
-    """Run the pipeline; ``progress`` is told of every step.
+    """Run the pipeline; the callback ``progress`` gets every step.
 
     Raises:
         InvalidInput: the text encoder cannot be loaded.
@@ -75,10 +73,10 @@ def retrain(seed: int, progress: Progress = lambda stage, done, total: None) -> 
     base.requires_grad_(False)
 
     tasks = split_tasks(seed)
-    everything = [*tasks["train"], *tasks["validation"], *tasks["test"]]
+    all_tasks = [*tasks["train"], *tasks["validation"], *tasks["test"]]
     datasets = [
         encode(tokenizer, (example.turn for example in task.examples(EXAMPLES, "train", 0)))
-        for task in everything
+        for task in all_tasks
     ]
     tokens = collect(
         base,
@@ -89,7 +87,7 @@ def retrain(seed: int, progress: Progress = lambda stage, done, total: None) -> 
         progress=_named(progress, "collect an adapter per task"),
     )
     conditions = embed_prompts(
-        encoder, everything, generator.config.condition.length, _named(progress, "embed prompts")
+        encoder, all_tasks, generator.config.condition.length, _named(progress, "embed prompts")
     )
     count = len(tasks["train"])
     generators = train_generator(
@@ -105,7 +103,7 @@ def retrain(seed: int, progress: Progress = lambda stage, done, total: None) -> 
 
 
 def new_generator(seed: int) -> Generator:
-    """An untrained generator by the demo's recipe."""
+    """Make an untrained generator by the demo's recipe."""
     torch.manual_seed(seed)
     return Generator(GeneratorConfig.from_recipe(Recipe.load("demo")))
 
@@ -116,7 +114,7 @@ def embed_prompts(
     length: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    """Embeddings ``[tasks, POOL, L, C]`` in float16 of each task's first training prompts."""
+    """Embed prompts to ``[tasks, POOL, L, C]`` in float16: each task's first training prompts."""
     embedded = []
     for done, task in enumerate(tasks, 1):
         prompts = [example.prompt for example in task.examples(POOL, "train", 0)]
@@ -135,10 +133,10 @@ def train_generator(
     seed: int,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Generator]:
-    """Fit the statistics, then train phase by phase: the generator after each, by objective."""
+    """Fit the statistics and train; returns the generator after each phase, by objectives."""
     generator.layout.fit(tokens.flatten(0, 1))
     targets = generator.layout.normalize(tokens)
-    sources = [
+    tasks = [
         TaskData(str(index), (conditions[index],), targets[index], examples)
         for index, examples in enumerate(datasets)
     ]
@@ -156,13 +154,14 @@ def train_generator(
         name = "+".join(phase.objective for phase in phases[: index + 1])
         finished[name] = copy.deepcopy(generator).eval()
 
-    def report(step: StepMetrics) -> None:
-        progress(f"train the generator ({step.objective})", step.done, step.steps)
+    def report(metrics: StepMetrics) -> None:
+        stage = f"train the generator ({metrics.objective})"
+        progress(stage, metrics.done, metrics.steps)
 
     Trainer(
         generator.decoder,
         generator.layout,
-        sources,
+        tasks,
         pairing,
         phases,
         base=base,

@@ -19,8 +19,7 @@ from transformers import (
 )
 
 from dnd_fast.demo.exam import EXAM_SIZE, exam
-from dnd_fast.demo.retrain import EXAMPLES, SHIPPED_SEED
-from dnd_fast.demo.tasks import Example, Task, split_tasks
+from dnd_fast.demo.tasks import EXAMPLES, SHIPPED_SEED, Example, Task, split_tasks
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.adapter import Adapter
@@ -38,8 +37,8 @@ def show(console: Console, out: Path) -> dict[str, Any]:
 
     Returns:
         ``base``, ``generated``, ``control``, ``oracle``: exact match on the shown task's test set;
-        ``seconds``: of the generation, text encoder included and already loaded; ``stages``: its
-        parts; ``held_out``: the same over all held-out tasks.
+        ``seconds``: time of the generation, text encoder included and already loaded;
+        ``stages``: its parts; ``held_out``: the same over all held-out tasks.
     """
     start = time.perf_counter()
     split = split_tasks(SHIPPED_SEED)
@@ -80,7 +79,7 @@ def show(console: Console, out: Path) -> dict[str, Any]:
         table.add_row(name, f"{1e3 * value:.1f}")
     console.print(table)
 
-    adapters = generator.generate([prompts_of(each) for each in tasks])
+    adapters = generator.generate(list(map(prompts_of, tasks)))
     with console.status(f"training {len(tasks)} adapters on the tasks' answers, to compare with"):
         begin = time.perf_counter()
         oracle = _trained_adapters(base, tokenizer, generator.layout, tasks)
@@ -136,7 +135,7 @@ def _trained_adapters(
     layout: WeightLayout,
     tasks: list[Task],
 ) -> dict[str, torch.Tensor]:
-    """The oracle: one adapter per task, trained as the collection was."""
+    """Train the oracle: one adapter per task, as the collection was trained."""
     datasets = [
         encode(tokenizer, (e.turn for e in task.examples(EXAMPLES, "train", 0))) for task in tasks
     ]

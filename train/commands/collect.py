@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from dnd_fast.cli.console import console, progress_bars
+from dnd_fast.console import console, progress_bars
 
 DEFAULT_RECIPE = "common-sense-0.5b"
 FROM_RECIPE = "the recipe's"
 
 
 class Dtype(StrEnum):
-    """Of a base model's weights."""
+    """Dtype of a base model's weights."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -29,13 +29,16 @@ def collect(
         typer.Argument(help="Data sets: .jsonl files with keys 'prompt', 'response', 'system'."),
     ],
     base: Annotated[str, typer.Option(help="The base model: a folder or hub id.")],
-    out: Annotated[Path, typer.Option(help="Folder of the collection, new or to go on with.")],
+    out: Annotated[Path, typer.Option(help="Folder of the collection, new or to add to.")],
     tokenizer: Annotated[
         str | None, typer.Option(help="Another tokenizer than the base's: a folder or hub id.")
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="Whose settings and base.", show_default=f"{DEFAULT_RECIPE}'s, any base"),
+        typer.Option(
+            help="Recipe with the settings and the base.",
+            show_default=f"{DEFAULT_RECIPE}'s, any base",
+        ),
     ] = None,
     rank: Annotated[
         int | None, typer.Option(help="LoRA rank.", show_default=FROM_RECIPE, min=1)
@@ -46,16 +49,19 @@ def collect(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(help="Before the first adapter is kept.", show_default=FROM_RECIPE, min=1),
+        typer.Option(
+            help="Steps before the first adapter is kept.", show_default=FROM_RECIPE, min=1
+        ),
     ] = None,
     checkpoints: Annotated[
         int | None, typer.Option(help="Adapters kept, one a step.", show_default=FROM_RECIPE, min=1)
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="At first.", show_default=FROM_RECIPE)
+        float | None, typer.Option(help="Learning rate at first.", show_default=FROM_RECIPE)
     ] = None,
     final_learning_rate: Annotated[
-        float | None, typer.Option(help="While adapters are kept.", show_default=FROM_RECIPE)
+        float | None,
+        typer.Option(help="Learning rate while adapters are kept.", show_default=FROM_RECIPE),
     ] = None,
     batch: Annotated[
         int | None,
@@ -74,14 +80,15 @@ def collect(
         typer.Option(help="Data sets trained at a time.", show_default=FROM_RECIPE, min=1),
     ] = None,
     shared_init: Annotated[
-        bool, typer.Option("--shared-init/--no-shared-init", help="One A to start from.")
+        bool, typer.Option("--shared-init/--no-shared-init", help="All adapters start from one A.")
     ] = True,
-    seed: Annotated[int, typer.Option(help="Of A and of the order of examples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of A and of the order of examples.")] = 0,
     device: Annotated[
         str | None, typer.Option(help="'cpu', 'cuda', …", show_default="best")
     ] = None,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Of the base.", show_default="bfloat16, on a CPU float32")
+        Dtype | None,
+        typer.Option(help="Dtype of the base.", show_default="bfloat16, on a CPU float32"),
     ] = None,
     micro_batch: Annotated[
         int | None,
@@ -95,13 +102,13 @@ def collect(
 ) -> None:
     """Fine-tune LoRA adapters on data sets, for a generator to learn from.
 
-    Stopped, it goes on where it was when run again. With more data sets it adds those.
+    Stopped, it resumes when run again. With more data sets it adds those.
     """
     import torch
 
+    from dnd_fast.base_model import check_fits
     from dnd_fast.recipe import LoraSpec, Recipe
     from dnd_fast.train.adapters.collect import collect_folder
-    from dnd_fast.train.base import check_fits
 
     chosen = Recipe.load(recipe or DEFAULT_RECIPE)
     if recipe is not None:
@@ -120,9 +127,9 @@ def collect(
             parallel=parallel,
         ),
     )
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if dtype is None:
-        dtype = Dtype.float32 if place == "cpu" else Dtype.bfloat16
+        dtype = Dtype.float32 if target == "cpu" else Dtype.bfloat16
     with progress_bars() as progress:
         collection = collect_folder(
             data,
@@ -134,7 +141,7 @@ def collect(
             shared_init=shared_init,
             seed=seed,
             dtype=getattr(torch, dtype.value),
-            device=place,
+            device=target,
             micro_batch=micro_batch,
             recompute=recompute,
             progress=lambda done, total: progress("train adapters", done, total),

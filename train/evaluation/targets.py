@@ -1,4 +1,4 @@
-"""What an evaluation is of: generators with the data sets they know, and those they do not."""
+"""What is evaluated: generators with the data sets they know, and those they do not."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dnd_fast.base_model import load_base
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import read_json
 from dnd_fast.generator import Generator
 from dnd_fast.text.datasets import Dataset
 from dnd_fast.train.adapters.collection import Collection
-from dnd_fast.train.base import load_base
+from dnd_fast.train.adapters.names import find_names, read_names
 from dnd_fast.train.evaluation.evaluate import (
     EvalTask,
     Evaluator,
@@ -37,7 +39,7 @@ from dnd_fast.train.evaluation.plots import (
 from dnd_fast.train.evaluation.questions import Needed, read_questions
 from dnd_fast.train.evaluation.scores import Evaluation, check_disjoint, merged
 from dnd_fast.train.generator.pairs import Form
-from dnd_fast.train.generator.run import FORMAT_VERSION, RUN_FILE, find_names, read_names
+from dnd_fast.train.generator.run_file import FORMAT_VERSION, RUN_FILE
 
 SHOWN_CHECKPOINTS = 4  # adapters of a data set in the plot of weights
 
@@ -47,11 +49,11 @@ class EvalTarget:
     """Generators to evaluate.
 
     Attributes:
-        collection: of training adapters and oracles.
-        generators: folders or names, by what tells them apart in the table; ``""`` for one alone.
-        trained_on: the collection's data sets that they were trained on.
-        held_out: those that they were not.
-        form: of their conditions.
+        collection: Collection of training adapters and oracles.
+        generators: Folders or names, by what tells them apart in the table; ``""`` for one alone.
+        trained_on: The collection's data sets that they were trained on.
+        held_out: Data sets that they were not trained on.
+        form: Form of their conditions.
     """
 
     collection: Collection
@@ -62,11 +64,11 @@ class EvalTarget:
 
     @classmethod
     def from_run(cls, run: Path, collection: Path | None = None) -> EvalTarget:
-        """All generators of a finished training run, one for each phase.
+        """Find all generators of a finished training run, one for each phase.
 
         Args:
-            run: its folder.
-            collection: where the collection is now, if not where the run found it.
+            run: Folder of the run.
+            collection: Where the collection is now, if not where the run found it.
 
         Raises:
             FileNotFoundError: there is no run, or no collection.
@@ -92,7 +94,7 @@ class EvalTarget:
             raise InvalidInput(f"{run / RUN_FILE} is damaged: there is no {error}.") from error
         if not (run / "generator").is_dir():
             raise InvalidInput(
-                f"{run} is not finished: run the same dnd-fast train again, which goes on where it "
+                f"{run} is not finished: run the same dnd-fast train again, which resumes where it "
                 "stopped."
             )
         earlier = ["+".join(objectives[:count]) for count in range(1, len(objectives))]
@@ -111,12 +113,12 @@ class EvalTarget:
     def from_generator(
         cls, generator: str, collection: Path, hold_out: Sequence[str]
     ) -> EvalTarget:
-        """A generator that no run is known of: all that is not held out counts as trained on.
+        """Take a generator that no run is known of: all not held out counts as trained on.
 
         Args:
             generator: "demo", a folder or a hub id.
-            collection: its folder.
-            hold_out: names, patterns, or ``@FILE`` with one name a line.
+            collection: Folder of the collection.
+            hold_out: Names, patterns, or ``@FILE`` with one name a line.
 
         Raises:
             FileNotFoundError: there is no collection, or no such file of names.
@@ -132,10 +134,10 @@ class EvalTarget:
         return cls(opened, {"": generator}, trained_on, held_out)
 
     def choose(self, patterns: Sequence[str]) -> list[str]:
-        """Data sets to test on: the held-out ones, or those of all that fit the patterns.
+        """Choose data sets to test on: the held-out ones, or those of all that fit the patterns.
 
         Args:
-            patterns: names, patterns, or ``@FILE`` with one of these a line.
+            patterns: Names, patterns, or ``@FILE`` with one of these a line.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -159,13 +161,13 @@ class EvalTarget:
         prompts: Path | None,
         needed: Needed | None,
     ) -> list[EvalTask]:
-        """Questions of data sets, and the examples that conditions are drawn from.
+        """Read questions of data sets, and the examples that conditions are drawn from.
 
         Args:
-            names: of the data sets.
-            tests: folder with the questions of each in ``NAME.jsonl``.
-            prompts: folder with the examples; None: the collection's own.
-            needed: the key that questions must have; None: there are no questions.
+            names: Names of the data sets.
+            tests: Folder with the questions of each in ``NAME.jsonl``.
+            prompts: Folder with the examples; None: the collection's own.
+            needed: The key that questions must have; None: there are no questions.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -174,7 +176,7 @@ class EvalTarget:
         """
         if needed is not None and tests is None:
             raise InvalidInput("where are the questions? Give the folder: --test.")
-        found = []
+        tasks = []
         for name in names:
             if prompts is not None:
                 examples = Dataset.read(prompts / f"{name}.jsonl").examples
@@ -190,32 +192,32 @@ class EvalTarget:
                 if tests is None or needed is None
                 else tuple(read_questions(tests / f"{name}.jsonl", needed))
             )
-            found.append(EvalTask(name, examples, questions))
-        return found
+            tasks.append(EvalTask(name, examples, questions))
+        return tasks
 
     def points(
         self, generator: Generator, held_out: Sequence[EvalTask], seeds: Sequence[int]
     ) -> tuple[list[Point], list[str]]:
-        """Adapters to plot, and the names of their tensors.
+        """Choose adapters to plot; returns these, and the names of their tensors.
 
         Of each data set four checkpoints, evenly spaced; of each held-out one an adapter per seed.
         """
         points = []
-        for name in dict.fromkeys([*self.trained_on, *(each.name for each in held_out)]):
+        for name in dict.fromkeys([*self.trained_on, *(task.name for task in held_out)]):
             kind: Kind = "training" if name in self.trained_on else "oracle"
             own = self.collection.checkpoints(name)
             step = max(1, (len(own) - 1) / (SHOWN_CHECKPOINTS - 1))
             chosen = {round(k * step) for k in range(min(len(own), SHOWN_CHECKPOINTS))}
             points += [Point(name, kind, tensors_on_disk(own[i])) for i in sorted(chosen)]
-        for each in held_out:
+        for task in held_out:
             for seed in seeds:
-                adapter = generate_adapter(generator, each.examples, self.form, seed)
-                points.append(Point(each.name, "generated", adapter.tensors.__getitem__))
+                adapter = generate_adapter(generator, task.examples, self.form, seed)
+                points.append(Point(task.name, "generated", adapter.tensors.__getitem__))
         return points, list(last_adapter(self.collection, self.collection.names[0]).tensors)
 
 
-def evaluate_subjects(
-    subjects: Sequence[EvalTarget],
+def evaluate_targets(
+    targets: Sequence[EvalTarget],
     metric: Metric,
     *,
     tests: Path | None,
@@ -227,18 +229,18 @@ def evaluate_subjects(
     plots: Path | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Evaluation:
-    """One table of all subjects. Everything is read and checked before the first test.
+    """Make one table of all targets. Everything is read and checked before the first test.
 
     Args:
-        subjects: which must not share held-out data sets.
-        metric: that counts.
-        tests, prompts: see :meth:`EvalTarget.read_held_out`.
-        data: see :meth:`EvalTarget.choose`.
-        prompt_batches, seed: see :func:`dnd_fast.train.evaluation.evaluate.evaluate`.
-        device: of base and generators. The base is in bfloat16, on a CPU in float32.
-        plots: folder for ``accuracy.png`` and ``weights.png``, or one of these for each run; None:
+        targets: What to evaluate; targets must not share held-out data sets.
+        metric: The metric that counts.
+        tests, prompts: See :meth:`EvalTarget.read_held_out`.
+        data: See :meth:`EvalTarget.choose`.
+        prompt_batches, seed: See :func:`dnd_fast.train.evaluation.evaluate.evaluate`.
+        device: Device of base and generators. The base is in bfloat16, on a CPU in float32.
+        plots: Folder for ``accuracy.png`` and ``weights.png``, or one of these for each run; None:
             no plots.
-        progress: is told stage, steps done and in all.
+        progress: Callback that gets stage, steps done and in all.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -248,31 +250,29 @@ def evaluate_subjects(
     """
     if plots is not None:
         require_matplotlib()
-    exams = [
-        (subject, subject.read_held_out(subject.choose(data), tests, prompts, metric.needed))
-        for subject in subjects
+    tasks = [
+        target.read_held_out(target.choose(data), tests, prompts, metric.needed)
+        for target in targets
     ]
-    check_disjoint([each.name for each in held_out] for _, held_out in exams)
+    check_disjoint([task.name for task in held_out] for held_out in tasks)
     dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-    base: tuple[str, str] | None = None
-    found = []
-    for number, (subject, held_out) in enumerate(exams, 1):
-        manifest = subject.collection.manifest
-        if base != (manifest.base, manifest.tokenizer):
-            base = manifest.base, manifest.tokenizer
-            evaluator = Evaluator(*load_base(*base, dtype=dtype, device=device), metric)
+    load = lru_cache(maxsize=1)(partial(load_base, dtype=dtype, device=device))
+    evaluations = []
+    for number, (target, held_out) in enumerate(zip(targets, tasks, strict=True), 1):
+        manifest = target.collection.manifest
+        model, tokenizer = load(manifest.base, manifest.tokenizer)
         generators = {
             label: Generator.from_pretrained(name).to(device)
-            for label, name in subject.generators.items()
+            for label, name in target.generators.items()
         }
-        found.append(
+        evaluations.append(
             evaluate(
-                evaluator,
-                subject.collection,
+                Evaluator(model, tokenizer, metric),
+                target.collection,
                 generators,
                 held_out,
-                subject.trained_on,
-                form=subject.form,
+                target.trained_on,
+                form=target.form,
                 prompt_batches=prompt_batches,
                 seed=seed,
                 progress=progress,
@@ -280,23 +280,21 @@ def evaluate_subjects(
         )
         if plots is not None:
             last, seeds = list(generators.values())[-1], range(seed, seed + prompt_batches)
-            name = "weights.png" if len(exams) == 1 else f"weights-{number}.png"
-            plot_weights(*subject.points(last, held_out, seeds), plots / name)
-    table = merged(found)
+            name = "weights.png" if len(targets) == 1 else f"weights-{number}.png"
+            plot_weights(*target.points(last, held_out, seeds), plots / name)
+    table = merged(evaluations)
     if plots is not None:
         plot_accuracy(table, plots / "accuracy.png")
-    return dataclasses.replace(table, settings={"seed": seed, "subjects": _described(exams)})
+    described = list(map(_described, targets, tasks))
+    return dataclasses.replace(table, settings={"seed": seed, "subjects": described})
 
 
-def _described(exams: Sequence[tuple[EvalTarget, list[EvalTask]]]) -> list[dict[str, Any]]:
-    """What was evaluated, for the record."""
-    return [
-        {
-            "generators": subject.generators,
-            "collection": str(subject.collection.folder),
-            "condition_form": subject.form,
-            "trained_on": subject.trained_on,
-            "held_out": [each.name for each in held_out],
-        }
-        for subject, held_out in exams
-    ]
+def _described(target: EvalTarget, held_out: Sequence[EvalTask]) -> dict[str, Any]:
+    """Describe what was evaluated, for the record."""
+    return {
+        "generators": target.generators,
+        "collection": str(target.collection.folder),
+        "condition_form": target.form,
+        "trained_on": target.trained_on,
+        "held_out": [task.name for task in held_out],
+    }

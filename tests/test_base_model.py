@@ -14,13 +14,13 @@ from transformers import (
 )
 
 from dnd_fast import Adapter, InvalidInput, Recipe
+from dnd_fast.base_model import check_fits, load_base, resolved
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.adapter import lora_config
 from dnd_fast.lora.batched import adapter_losses, collate, encode
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.text.datasets import Example
-from dnd_fast.train.base import check_fits, load_base, resolved
 
 SIZES = {
     "vocab_size": 350,

@@ -1,0 +1,46 @@
+"""Names of data sets, as the commands take them: names, patterns and files of names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from dnd_fast.errors import InvalidInput
+from dnd_fast.train.adapters.collection import Collection
+
+
+def find_names(collection: Collection, patterns: Sequence[str]) -> list[str]:
+    """Names of data sets from names, patterns as of file names, and ``@FILE``, one name a line.
+
+    Names in a file may be of data sets that have not been collected.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InvalidInput: a name or pattern fits no data set of the collection.
+    """
+    names: dict[str, None] = {}
+    for pattern in patterns:
+        if pattern.startswith("@"):
+            names |= dict.fromkeys(read_names(pattern))
+            continue
+        fitting = [name for name in collection.names if fnmatchcase(name, pattern)]
+        if not fitting:
+            raise InvalidInput(
+                f"{collection.folder} has no data set {pattern!r}; it has "
+                f"{', '.join(collection.names)}."
+            )
+        names |= dict.fromkeys(fitting)
+    return list(names)
+
+
+def read_names(argument: str) -> list[str]:
+    """Return the argument itself, or of ``@FILE`` the lines that are not blank.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not argument.startswith("@"):
+        return [argument]
+    lines = Path(argument[1:]).read_text(encoding="utf-8").splitlines()
+    return [name for line in lines if (name := line.strip())]

@@ -1,0 +1,1 @@
+"""The demo's training, and the guided tour, which trains adapters to compare with."""
