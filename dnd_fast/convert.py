@@ -117,8 +117,8 @@ def load_generator(source: str | Path | Mapping[str, Any], recipe: Recipe) -> Ge
 
 
 def _count_blocks(state: Mapping[str, Tensor]) -> int:
-    found = [re.match(r"decoder\.module_list\.(\d+)\.", key) for key in state]
-    numbers = {int(match[1]) for match in found if match}
+    matches = [re.match(r"decoder\.module_list\.(\d+)\.", key) for key in state]
+    numbers = {int(match[1]) for match in matches if match}
     if not numbers:
         raise InvalidInput(
             "this is no released decoder: no key starts with decoder.module_list.0; found "

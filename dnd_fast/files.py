@@ -72,9 +72,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def _require_no_file(folder: Path) -> None:
-    for each in (folder, *folder.parents):
-        if each.exists() and not each.is_dir():
-            raise NotADirectoryError(f"{each} is a file; give a folder to write to.")
+    for parent in (folder, *folder.parents):
+        if parent.exists() and not parent.is_dir():
+            raise NotADirectoryError(f"{parent} is a file; give a folder to write to.")
 
 
 def _require_no_folder(path: Path) -> None:
@@ -195,10 +195,10 @@ def check_weights(tensors: Mapping[str, Any], where: str = "") -> None:
     import torch
 
     for name, tensor in tensors.items():
-        found = tensor.dtype if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
-        if found not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        kind = tensor.dtype if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
+        if kind not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise InvalidInput(
-                f"{where}{name} is {found}, expected a tensor of floating-point numbers in 16, 32 "
+                f"{where}{name} is {kind}, expected a tensor of floating-point numbers in 16, 32 "
                 "or 64 bits."
             )
         if not tensor.isfinite().all():

@@ -46,11 +46,11 @@ class ConditionSpec:
     """How prompts become the decoder's input.
 
     Attributes:
-        encoder: path or hub id of the text encoder; ``"path-or-id#layer=-2"`` for a hidden layer of
-            a language model, ``"glove:vectors.txt"`` for word vectors; see
+        encoder: the path or hub id of the text encoder; ``"path-or-id#layer=-2"`` for a hidden
+            layer of a language model, ``"glove:vectors.txt"`` for word vectors; see
             :meth:`dnd_fast.text.encoder.TextEncoder.from_pretrained`.
-        prompts: N, prompts in one condition.
-        length: L, tokens per prompt; shorter ones are padded, longer ones truncated.
+        prompts: N, the number of prompts in one condition.
+        length: L, the number of tokens per prompt; shorter ones are padded, longer ones truncated.
         projected_length: L after the learned length projection; absent: no projection.
         projection: how the projection reads its input: ``"transpose"`` along L, or ``"view"``, the
             reinterpretation of the first published code.
@@ -81,13 +81,13 @@ class CollectSpec:
     warm up, and the last 40 % of ``steps`` decay linearly. The defaults are its common-sense row.
 
     Attributes:
-        steps: optimiser steps before the first adapter is kept.
-        checkpoints: further steps, after each of which one is kept.
-        learning_rate, final_learning_rate: of the first part and of the second.
-        batch: examples per adapter and step.
-        samples: examples of a data set that are used, spread evenly over it; None: all.
-        length: tokens of a conversation, beyond which its response is cut.
-        parallel: adapters trained in one forward pass.
+        steps: the number of optimiser steps before the first adapter is kept.
+        checkpoints: the number of further steps, after each of which one adapter is kept.
+        learning_rate, final_learning_rate: the learning rates of the first part and of the second.
+        batch: the number of examples per adapter and step.
+        samples: how many examples of a data set are used, spread evenly over it; None: all.
+        length: the number of tokens of a conversation beyond which its response is cut.
+        parallel: the number of adapters trained in one forward pass.
     """
 
     steps: int = 75
@@ -112,14 +112,14 @@ class Phase:
     Attributes:
         objective: ``"mse"``, the distance to collected adapters (the paper's), or ``"sft"``, the
             base model's loss on the data sets' own examples under the generated adapter (ours).
-        steps: optimiser steps.
-        learning_rate: its peak.
-        batch: generated adapters per step, over all GPUs.
-        examples: examples per generated adapter and step (``sft``).
-        weight_decay: of AdamW.
-        clip: largest norm of the gradient.
-        noise: standard deviation of Gaussian noise on the condition; a tenth of it on the target.
-        dropout: on the condition.
+        steps: the number of optimiser steps.
+        learning_rate: the peak of the learning rate.
+        batch: the number of generated adapters per step, over all GPUs.
+        examples: the number of examples per generated adapter and step (``sft``).
+        weight_decay: AdamW's weight decay.
+        clip: the largest norm of the gradient.
+        noise: the standard deviation of Gaussian noise on the condition; the target has a tenth.
+        dropout: the share of the condition that is dropped.
         weighted: whether tokens count by their importance (``mse``), as in the paper.
     """
 

@@ -9,19 +9,33 @@ from pathlib import Path
 if "interpret" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"
 
+import os
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-from dnd_fast import Generator, TextEncoder
+from dnd_fast import Generator, HyperConvDecoder, TextEncoder
 from dnd_fast.convert import load_decoder
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.lora.target_modules import LoraModule
 from dnd_fast.recipe import ConditionSpec, DecoderSpec
+
+from .bad_input import FEATURES, PROMPTS, published
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -117,3 +131,32 @@ def golden_decoder(request):
     tensors = load_file(GOLDEN / f"{request.param}.safetensors")
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     return load_decoder(state), tensors
+
+
+@pytest.fixture(scope="session")
+def good(tiny_config, encoder, shared_generator, tmp_path_factory):
+    """One usable object of every kind, in memory and on disk."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("good")
+    adapter = shared_generator.generate(PROMPTS)
+    adapter.save(folder / "adapter")
+    shared_generator.save_pretrained(folder / "generator")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]")),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bert = BertModel(BertConfig(vocab_size=2, intermediate_size=16, **sizes))
+    for part in (bert, tokenizer):
+        part.save_pretrained(folder / "encoder")
+    return SimpleNamespace(
+        folder=folder,
+        config=tiny_config,
+        encoder=encoder,
+        generator=shared_generator,
+        adapter=adapter,
+        layout=TokenLayout.for_model(tiny_config, 2),
+        decoder=HyperConvDecoder(FEATURES, 3),
+        state=published(HyperConvDecoder(FEATURES, 3)),
+    )

@@ -1,6 +1,7 @@
 """Import of published checkpoints, held to numbers made with the published code."""
 
 import json
+import pickle
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,10 +10,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dnd_fast import Generator, HyperConvDecoder, InvalidInput, load_decoder
-from dnd_fast.convert import load_generator
+from dnd_fast import (
+    Generator,
+    HyperConvDecoder,
+    InvalidInput,
+    TextEncoder,
+)
+from dnd_fast.convert import load_decoder, load_generator
 from dnd_fast.decoder.length_projection import LengthProjection
+from dnd_fast.lora.adapter import Adapter
 from dnd_fast.recipe import BaseSpec, ConditionSpec, DecoderSpec, LoraSpec, Recipe
+
+from .bad_input import GONE, Trap, damaged, fails
 
 GOLDEN = Path(__file__).parent / "golden"
 BLOCK = "decoder.module_list.{}.linear"
@@ -275,3 +284,109 @@ def test_a_generator_around_a_published_decoder(tmp_path, projected, criterion):
 def test_a_decoder_that_does_not_fit_the_recipe(features, lengths, message):
     with pytest.raises(InvalidInput, match=message):
         load_generator(published_state(features, 3), make_recipe(*lengths))
+
+
+FIRST_BLOCK = "decoder.module_list.0"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: {}, "holds no state dict"),
+        (lambda x: [x], "holds no state dict"),
+        (lambda x: {"a.weight": torch.ones(1)}, "no key starts with decoder.module_list.0; found"),
+        (lambda x: x | {"head": torch.ones(1)}, r"missing nothing, unexpected \['head'\]"),
+        (
+            lambda x: {key: x[key] for key in x if key != f"{FIRST_BLOCK}.linear1.bias"},
+            rf"missing \['{FIRST_BLOCK}.linear1.bias'\], unexpected nothing",
+        ),
+        (  # counting up to it took forever
+            lambda x: x | {f"decoder.module_list.{10**12}.x": torch.ones(1)},
+            "missing decoder.module_list.2, found decoder.module_list.1000000000000",
+        ),
+        (
+            lambda x: x | {f"{FIRST_BLOCK}.linear1.conv1w.weight": torch.ones(2, 2, 3, 3)},
+            r"a_width.weight has shape \[2, 2, 3, 3\], which contradicts .*\[6, 4, 3, 3\]",
+        ),
+        (
+            lambda x: {key: v[..., 1:, 1:] if v.ndim == 4 else v for key, v in x.items()},
+            "no released decoder: kernel_size=2: it must be an odd",
+        ),
+        (
+            lambda x: x | {f"{FIRST_BLOCK}.linear1.bias": x[f"{FIRST_BLOCK}.linear1.bias"] / 0},
+            f"{FIRST_BLOCK}.linear1.bias holds NaN or infinity",
+        ),
+        (lambda x: {k: v.int() for k, v in x.items()}, "is torch.int32, expected a tensor"),
+        (lambda x: x | {f"{FIRST_BLOCK}.linear1.bias": [0.0]}, "bias is a list, expected a tensor"),
+    ],
+)
+def test_state_dicts(good, change, message):
+    load_decoder(good.state | {"condition_module.x": 3})
+    fails(message, load_decoder, change(good.state))
+
+
+def test_a_decoder_of_another_recipe(good):
+    message = "takes 3 prompts of length 5, the condition has 8 of length 24"
+    fails(message, load_generator, good.state, Recipe.load("demo"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"reverse rice",
+        lambda whole: whole[:40],
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:-1],
+        lambda whole: whole[:300] + bytes(100) + whole[400:],
+    ],
+    ids=["empty", "text", "start", "half", "last byte", "zeros within"],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_checkpoints(good, tmp_path, damage, zipped):
+    """Depending on where it is cut, torch raises IndexError, struct.error or AssertionError."""
+    file = tmp_path / "decoder.pth"
+    torch.save(good.state, file, _use_new_zipfile_serialization=zipped)
+    load_decoder(file)  # fine before
+    file.write_bytes(damage(file.read_bytes()) if callable(damage) else damage)
+    message = f"{file} is damaged, or holds objects beside tensors.*Fetch it again"
+    found = fails(message, load_decoder, file)
+    assert "\n" not in found
+    assert "weights_only" not in found  # torch advises to switch this off
+
+
+@pytest.mark.parametrize("content", [[1, 2], 3, {}, torch.ones(2), {"state_dict": {}}])
+def test_checkpoints_of_something_else(tmp_path, content):
+    torch.save(content, tmp_path / "decoder.pth")
+    fails("holds no state dict", load_decoder, tmp_path / "decoder.pth")
+
+
+def test_no_pickle_is_ever_executed(good, tmp_path):
+    """Whatever its suffix and wherever it lies."""
+    sprung, trap = tmp_path / "sprung", Trap(tmp_path / "sprung")
+    pickle.loads(pickle.dumps(trap)).close()
+    assert sprung.exists()  # it does go off
+    sprung.unlink()
+
+    for name in ("a.pth", "a.pt", "a.bin", "a.ckpt"):
+        file = tmp_path / name
+        for zipped in (True, False):
+            torch.save(good.state | {"x": trap}, file, _use_new_zipfile_serialization=zipped)
+            fails("could run code and are never loaded", load_decoder, file)
+        file.write_bytes(pickle.dumps(trap))
+        fails("could run code and are never loaded", load_decoder, file)
+
+    bomb = pickle.dumps(trap)
+    (tmp_path / "a.safetensors").write_bytes(bomb)
+    fails("not a safetensors file", load_decoder, tmp_path / "a.safetensors")
+    folder = damaged(
+        good.folder / "adapter", tmp_path / "adapter", "adapter_model.safetensors", bomb
+    )
+    (folder / "adapter_model.bin").write_bytes(bomb)
+    fails("not a safetensors file", Adapter.load, folder)
+    folder = damaged(good.folder / "generator", tmp_path / "generator", "model.safetensors", bomb)
+    fails("not a safetensors file", Generator.from_pretrained, folder)
+    folder = damaged(good.folder / "encoder", tmp_path / "encoder", "model.safetensors", GONE)
+    torch.save({"x": trap}, folder / "pytorch_model.bin")
+    fails("no usable text encoder", TextEncoder.from_pretrained, folder)
+    assert not sprung.exists()

@@ -1,6 +1,7 @@
 """The generator: from prompts to adapters, on disk and back."""
 
 import copy
+import dataclasses
 import json
 import logging
 import subprocess
@@ -11,14 +12,21 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import dnd_fast
-from dnd_fast import Generator, HyperConvDecoder, InvalidInput
+from dnd_fast import Generator, HyperConvDecoder, InvalidInput, TextEncoder
+from dnd_fast import generator_config as generator_module
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.lora.target_modules import LoraModule
 from dnd_fast.recipe import ConditionSpec, DecoderSpec
+
+from .bad_input import FEATURES, GONE, NAN, damaged, entries, extra_tensor, fails, tensors
 
 PROMPTS = [f"reverse the word number {i}" for i in range(6)]
 
@@ -267,3 +275,114 @@ def test_an_adapter_for_qwen_0_5b(tmp_path):
     change = (applied - plain).float().norm()
     assert change > 0.02 * plain.float().norm()
     assert (merged - applied).float().norm() < 0.3 * change
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "nonsense"}, "device='nonsense' cannot be used"),
+        ({"impl": "nonsense"}, "impl='nonsense' is unknown; choose one of"),
+        ({"impl": "triton"}, r"impl='triton' cannot run.*Use\s+impl='torch'"),
+        ({"seed": [1]}, r"seed=\[1\]: it must be an integer"),
+    ],
+)
+def test_generate(good, options, message):
+    dnd_fast.generate(PROMPTS, good.generator, device="cpu", impl="torch", seed=1)
+    fails(message, dnd_fast.generate, PROMPTS, good.generator, **options)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("condition", {"prompts": 5}, "takes 4 prompts of length 16, the condition has 5"),
+        ("condition", {"length": 9}, "takes 4 .* of length 16, the condition has 4 of length 9"),
+        ("condition", {"projected_length": 9}, "projection gives length 9, .* has length 16"),
+        ("decoder", {"features": FEATURES}, "takes 3 prompts of length 5, the condition has 4"),
+        ("decoder", {"kernel_size": 2}, "kernel_size=2: it must be an odd"),
+        ("layout", {}, "layout's description is malformed: .*'modules'"),
+    ],
+)
+def test_generators(good, part, changes, message):
+    config = good.generator.config
+    Generator(config)
+    new = dataclasses.replace(getattr(config, part), **changes) if changes else {}
+    fails(message, Generator, dataclasses.replace(config, **{part: new}))
+
+
+def test_calls_of_a_generator(good, tmp_path):
+    config, folder = good.generator.config, good.folder / "generator"
+    fails("encoder is a str; load one by Text", Generator, config, encoder="all-MiniLM-L6-v2")
+    narrow = Generator(config, encoder=TextEncoder.from_pretrained(good.folder / "encoder"))
+    fails("embeddings of width 16, the decoder takes 384", narrow.generate, PROMPTS)
+    fails(r"\[B, 4, 16, 384\], got \[1, 4, 9, 384\]", good.generator, torch.ones(1, 4, 9, 384))
+    fails("a task has 3 prompts, the condition takes 4", good.generator.encode, [PROMPTS[:3]])
+    fails("dtype=torch.int8: it must be a f", Generator.from_pretrained, folder, dtype=torch.int8)
+    fails("no mean and std: call layout.fit", Generator(config).save_pretrained, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    device = {"device": "nonsense"}
+    fails("device='nonsense'", TextEncoder.from_pretrained, good.folder / "encoder", **device)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2, "news": 1}, "format version 2; this dnd-fast reads 1. Update"),
+        ({"format_version": "1"}, "format version '1'; this dnd-fast reads 1"),
+        ({"conditon": {}}, "unknown entry 'conditon'; known are condition, decoder, layout"),
+        ({"condition__prompt": 4}, "condition: unknown entry 'prompt'; known are encoder, prompts"),
+        ({"decoder": ...}, "entry 'decoder' is missing"),
+        ({"condition__length": ...}, "condition: entry 'length' is missing"),
+        ({"condition": None}, "condition: expected a table of settings, found None"),
+        ({"condition__prompts": "4"}, "condition: prompts: found '4', expected int"),
+        ({"condition__prompts": 0}, "condition: prompts: found 0, expected a positive integer"),
+        ({"condition__padding": "left"}, "padding: found 'left', expected one of"),
+        ({"condition__encoder": 3}, "encoder: found 3, expected str"),
+        ({"condition__prompts": 5}, "takes 4 prompts of length 16, the condition has 5"),
+        (
+            {"condition__projected_length": 5},
+            r"projection gives length 5, features\[0\] has length 16",
+        ),
+        ({"decoder__kernel_size": 2}, "kernel_size=2: it must be an odd"),
+        ({"decoder__features": []}, "features needs at least two shapes"),
+        ({"decoder__features": [4, 16]}, r"features\[0\]: found 4, expected a list"),
+        ({"layout": []}, r"layout: found \[\], expected dict"),
+        ({"layout__rank": ...}, "malformed: .*'rank'"),
+        ({"layout__rank": 3}, r"tokens \(58, 2, 16\), the layout needs \(58, 3, 16\)"),
+        ({"layout__scale": "log"}, "scale='log' is unknown"),
+        ({"layout__modules": {}}, "no modules to adapt"),
+    ],
+)
+def test_a_generators_config(good, tmp_path, changes, message):
+    source = good.folder / "generator"
+    folder = damaged(source, tmp_path / "g", "config.json", entries(**changes))
+    found = fails(message, Generator.from_pretrained, folder)
+    assert str(folder / "config.json") in found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (extra_tensor, r"extra has shape \(2,\), expected nothing"),
+        (tensors("0.a_width", GONE), r"blocks.0.a_width.weight has shape missing, expected \(8"),
+        (tensors("0.a_width", lambda x: x[:1].clone()), r"a_width.weight has shape \(1, 384, 3, 3"),
+        (tensors("0.a_width", lambda x: x * NAN), "blocks.0.a_width.weight holds NaN or infinity"),
+        (tensors("0.a_width", lambda x: x / 0), "blocks.0.a_width.weight holds NaN or infinity"),
+        (tensors("0.a_width", lambda x: x.int()), "blocks.0.a_width.weight is torch.int32"),
+        (tensors("0.a_width", lambda x: x.to(torch.float8_e5m2)), "a_width.weight is torch.float8"),
+        (tensors("layout.mean", GONE), "the layout's mean or std is missing"),
+        (tensors("layout.mean", lambda x: x * NAN), "layout.mean holds NaN or infinity"),
+        (tensors("layout.std", lambda x: -x), "the layout's std holds negative values"),
+        (tensors("layout.std", lambda x: x[1:].clone()), r"std has shape \[57, 1, 1\], expected"),
+    ],
+)
+def test_a_generators_weights(good, tmp_path, change, message):
+    source = good.folder / "generator"
+    folder = damaged(source, tmp_path / "g", "model.safetensors", change)
+    fails(message, Generator.from_pretrained, folder)
+
+
+def test_the_embedded_generator_may_be_missing(monkeypatch, tmp_path):
+    """Asking the hub for a model called "demo" would explain nothing."""
+    monkeypatch.setattr(generator_module, "DEMO_MODELS", tmp_path)
+    message = "embedded generator is missing at .*rebuild it: dnd-fast demo --retrain"
+    fails(message, Generator.from_pretrained, "demo", error=FileNotFoundError)

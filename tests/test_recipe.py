@@ -7,7 +7,9 @@ import torch
 
 from dnd_fast import Generator, HyperConvDecoder, InvalidInput, Recipe
 from dnd_fast.generator_config import GeneratorConfig
-from dnd_fast.recipe import Phase, from_table, recipe_names
+from dnd_fast.recipe import RECIPES, Phase, from_table, recipe_names
+
+from .bad_input import fails
 
 PARAMETERS = {
     "common-sense-0.5b": 1113134904,
@@ -154,3 +156,60 @@ def test_unknown_recipes_and_bases():
         odd = dataclasses.replace(recipe, base=dataclasses.replace(recipe.base, config=config))
         with pytest.raises(InvalidInput, match="recipe demo: the base's config"):
             GeneratorConfig.from_recipe(odd)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: "", "entry 'name' is missing"),
+        (lambda text: text + "[lora", "not valid TOML"),
+        (lambda text: text + "# é", "not valid TOML"),  # in latin-1
+        (lambda text: "x = " + "[" * 100_000, "not valid TOML"),
+        (lambda text: "title = 1\n" + text, "unknown entry 'title'; known are name, description"),
+        (lambda text: text.replace("[lora]", "[lora]\nrnk = 4"), "lora: unknown entry 'rnk'"),
+        (
+            lambda text: text.replace("kernel_size = 3", ""),
+            "decoder: entry 'kernel_size' is missing",
+        ),
+        (lambda text: text.replace("kernel_size = 3", "kernel_size = '3'"), "found '3', expected"),
+        (
+            lambda text: text.replace("kernel_size = 3", "kernel_size = -3"),
+            "found -3, expected a p",
+        ),
+        (lambda text: text.replace("[lora]", "[lora]\nscale = []"), "scale: found .*expected one"),
+    ],
+)
+def test_recipes(tmp_path, change, message):
+    file, text = tmp_path / "a.toml", (RECIPES / "demo.toml").read_text()
+    assert change(text) != text
+    file.write_bytes(change(text).encode("latin-1"))
+    assert str(file) in fails(message, Recipe.load, file)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('model_type = "qwen2"', 'model_type = "qwen0"', "recipe demo: .*identifier: qwen0"),
+        ('model_type = "qwen2"', "", "recipe demo: .*'model_type'"),
+        ('model_type = "qwen2"', 'model_type = "bert"', "recipe demo: .*has no list 'layers'"),
+        ("hidden_size = 128", 'hidden_size = "128"', "recipe demo: .*hidden_size"),
+        ("num_attention_heads = 4", "num_attention_heads = 0", "recipe demo: .*no model"),
+        ("hidden_size = 128", "hidden_size = -128", "recipe demo: .*no model: .*-128"),
+        ("kernel_size = 3", "kernel_size = 4", "kernel_size=4: it must be an odd"),
+        ("rank = 4", "rank = 5", r"the layout needs \(96, 5, 64\)"),
+    ],
+)
+def test_recipes_that_describe_nothing(tmp_path, old, new, message):
+    file, text = tmp_path / "a.toml", (RECIPES / "demo.toml").read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    recipe = Recipe.load(file)
+    with torch.device("meta"):
+        fails(message, lambda: Generator(GeneratorConfig.from_recipe(recipe)))
+
+
+def test_missing_recipes(tmp_path):
+    (tmp_path / "folder.toml").mkdir()
+    for name in ("maths", tmp_path / "missing.toml", tmp_path / "folder.toml"):
+        message = f"no recipe '{name}'; give a .toml file or one of: .*math-7b"
+        fails(message, Recipe.load, name, error=FileNotFoundError)

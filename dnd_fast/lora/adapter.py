@@ -37,8 +37,9 @@ class UpdateSimilarity:
     """How one module's update scaling * B A compares with another adapter's.
 
     Attributes:
-        cosine: of the two updates as vectors; NaN if one of them is zero.
-        relative_error: norm of their difference over the other's norm; infinite if that is zero.
+        cosine: the cosine between the two updates as vectors; NaN if one of them is zero.
+        relative_error: the norm of their difference over the other's norm; infinite if that
+            is zero.
     """
 
     cosine: float

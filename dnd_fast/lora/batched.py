@@ -99,7 +99,7 @@ def generation_inputs(
 
 
 def _conversations(examples: Iterable[Example]) -> list[list[dict[str, str]]]:
-    """Conversations up to the response."""
+    """The conversations up to the response."""
     return [
         [
             *([{"role": "system", "content": e.system}] if e.system is not None else []),
@@ -251,7 +251,7 @@ def answered_exactly(batch: Batch, logits: Tensor) -> Tensor:
 
     Args:
         batch: the sequences.
-        logits: of their response positions, by :func:`response_logits`.
+        logits: the logits of their response positions, by :func:`response_logits`.
     """
     answered = batch.labels != IGNORE_INDEX
     correct = torch.ones_like(answered)

@@ -50,13 +50,6 @@ class LoraLayout(WeightLayout):
         chunk: int | None = None,
         base_model: str | None = None,
     ) -> None:
-        if type(lora_alpha) not in (int, float) or not 0 < lora_alpha < math.inf:
-            raise InvalidInput(f"lora_alpha={lora_alpha!r}: it must be a positive number.")
-        targets = target_modules if isinstance(target_modules, list) else [target_modules]
-        if not all(isinstance(name, str) for name in targets):
-            raise InvalidInput(
-                f"target_modules={target_modules!r}: it must be a list of names or one regex."
-            )
         if not modules:
             raise InvalidInput("the layout has no modules to adapt.")
         names = [module.name for module in modules]
@@ -64,6 +57,13 @@ class LoraLayout(WeightLayout):
             raise InvalidInput(f"the layout has module {repeated[0]!r} more than once.")
         sizes = [size for module in modules for size in (module.size_in, module.size_out)]
         super().__init__(sizes, rank, scale=scale, chunk=chunk, base_model=base_model)
+        if type(lora_alpha) not in (int, float) or not 0 < lora_alpha < math.inf:
+            raise InvalidInput(f"lora_alpha={lora_alpha!r}: it must be a positive number.")
+        targets = target_modules if isinstance(target_modules, list) else [target_modules]
+        if not all(isinstance(name, str) for name in targets):
+            raise InvalidInput(
+                f"target_modules={target_modules!r}: it must be a list of names or one regex."
+            )
         self.adapted_modules = tuple(modules)
         self.lora_alpha = lora_alpha
         self.target_modules = target_modules

@@ -64,7 +64,7 @@ class FewShotSpec:
         normalised: keep the sum of the alphas at 1.
         others: mix the base in as one more expert (ours), so that a mixture can be nearer to the
             base than every expert, or add up what several have learned.
-        cem: of the search. The paper's light budget is ``CemSpec(iterations=10)`` on three
+        cem: the search's settings. The paper's light budget is ``CemSpec(iterations=10)`` on three
             examples.
     """
 
@@ -81,11 +81,11 @@ class Mixture:
     Attributes:
         expert: the mixture, an expert like any other.
         names: the experts mixed, in the order of ``alpha``.
-        alpha: coefficients ``[layers, K]``; one row where all layers share them.
-        exact: share of the examples answered exactly by greedy decoding.
-        log_likelihood: mean over the tokens of the examples' responses, which broke ties.
-        generations: of samples drawn.
-        seconds: the search took.
+        alpha: the coefficients ``[layers, K]``; one row where all layers share them.
+        exact: the share of the examples answered exactly by greedy decoding.
+        log_likelihood: the mean over the tokens of the examples' responses, which broke ties.
+        generations: how many generations of samples were drawn.
+        seconds: how long the search took, in seconds.
     """
 
     expert: Expert
@@ -101,10 +101,10 @@ class AdaptiveModel:
     """A base with experts, one of which (or a mixture, or none) answers.
 
     Args:
-        base: the decomposed base.
-        tokenizer: with a chat template.
-        experts: by the name of their category.
-        classifier: expert for the ``"classifier"`` strategy, trained on
+        base: the decomposed base model.
+        tokenizer: the base's tokenizer, with a chat template.
+        experts: the experts by the name of their category.
+        classifier: the expert for the ``"classifier"`` strategy, trained on
             :func:`classification_examples`.
         template: the question that the first pass asks; ``{prompt}`` and ``{categories}`` in it
             are filled in.
@@ -172,12 +172,12 @@ class AdaptiveModel:
         per_pass = max(1, SEQUENCES_PER_PASS // len(self.categories))
         with self.base.merged(expert) if expert else nullcontext():
             for start in range(0, len(prompts), per_pass):
-                asked = [
+                questions = [
                     Example(question(prompt, self.categories, self.template), name)
                     for prompt in prompts[start : start + per_pass]
                     for name in self.categories
                 ]
-                batch = self._collate(asked).view(len(asked), 1)
+                batch = self._collate(questions).view(len(questions), 1)
                 losses = summed_losses(self.base.model, batch).view(-1, len(self.categories))
                 chosen += [self.categories[i] for i in losses.argmin(1).tolist()]
         return chosen
@@ -192,9 +192,10 @@ class AdaptiveModel:
         among those generated; ours also guides the search while no answer is right yet.)
 
         Args:
-            examples: of the task, held out from what is evaluated; the paper takes 10, or 3.
+            examples: examples of the task, held out from what is evaluated; the paper takes 10,
+                or 3.
             spec: how to mix and search.
-            seed: of the search.
+            seed: the seed of the search.
 
         Raises:
             InvalidInput: there are no examples.
@@ -209,7 +210,7 @@ class AdaptiveModel:
         layers = {name: _layer(name) for name in first.vectors}
         order = sorted(set(layers.values())) if spec.per == "layer" else [0]
         row = {
-            name: order.index(each) if spec.per == "layer" else 0 for name, each in layers.items()
+            name: order.index(layer) if spec.per == "layer" else 0 for name, layer in layers.items()
         }
         stacked = {name: self._stacked(name, names) for name in first.vectors}
 
@@ -222,7 +223,7 @@ class AdaptiveModel:
 
         def mixed(samples: Tensor) -> dict[str, Tensor]:
             alpha = alphas(samples)
-            return {name: alpha[:, row[name]].to(each) @ each for name, each in stacked.items()}
+            return {name: alpha[:, row[name]].to(z) @ z for name, z in stacked.items()}
 
         per_pass = max(1, SEQUENCES_PER_PASS // len(examples))
 
@@ -231,16 +232,16 @@ class AdaptiveModel:
             return torch.cat(parts)
 
         start = torch.full((len(order) * len(names),), 1 / len(names))
-        found = search(evaluate, start, spec.cem, seed=seed)
-        best = found.best[None]
+        result = search(evaluate, start, spec.cem, seed=seed)
+        best = result.best[None]
         vectors = {name: z[0] for name, z in mixed(best).items()}
         return Mixture(
             self.base.expert(vectors, first.config.parametrisation),
             names,
             alphas(best)[0],
-            exact=found.score[0],
-            log_likelihood=found.score[1],
-            generations=len(found.history),
+            exact=result.score[0],
+            log_likelihood=result.score[1],
+            generations=len(result.history),
             seconds=time.perf_counter() - started,
         )
 
@@ -254,9 +255,9 @@ class AdaptiveModel:
         """Both passes: greedy responses, each under the expert chosen for its prompt.
 
         Args:
-            prompts: any; a task's, if ``strategy`` is the mixture found for it.
+            prompts: any prompts; a task's, if ``strategy`` is the mixture found for it.
             strategy: how to choose, or what :meth:`few_shot` found.
-            max_new_tokens: longest response.
+            max_new_tokens: the number of tokens in the longest response.
         """
         clock = time.perf_counter()
         if isinstance(strategy, Mixture):
@@ -268,13 +269,13 @@ class AdaptiveModel:
         clock = time.perf_counter()
         answers: dict[int, Answer] = {}
         for name in dict.fromkeys(chosen):
-            places = [i for i, each in enumerate(chosen) if each == name]
+            places = [i for i, choice in enumerate(chosen) if choice == name]
             group = [prompts[i] for i in places]
             with self.base.merged(experts[name]) if name != OTHERS else nullcontext():
-                said = generate_responses(
+                responses = generate_responses(
                     self.base.model, self.tokenizer, [group], max_new_tokens=max_new_tokens
                 )[0]
-            answers |= {i: Answer(text, name) for i, text in zip(places, said, strict=True)}
+            answers |= {i: Answer(text, name) for i, text in zip(places, responses, strict=True)}
         self.timings["second pass"] = time.perf_counter() - clock
         return [answers[i] for i in range(len(prompts))]
 
@@ -320,5 +321,5 @@ def classification_examples(
 
 
 def _layer(module: str) -> int:
-    found = re.search(r"\.(\d+)\.", module)
-    return int(found[1]) if found else 0
+    index = re.search(r"\.(\d+)\.", module)
+    return int(index[1]) if index else 0

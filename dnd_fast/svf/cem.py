@@ -21,10 +21,10 @@ class CemSpec:
     """Settings of a search.
 
     Attributes:
-        iterations: at most so many generations of samples.
-        population: samples per generation.
-        elites: the best of them, to which the Gaussian is refitted.
-        patience: generations without a better sample after which the search stops.
+        iterations: the largest number of generations of samples.
+        population: the number of samples per generation.
+        elites: how many of the best samples the Gaussian is refitted to.
+        patience: the number of generations without a better sample after which the search stops.
         deviation: the Gaussian's standard deviation at the start.
     """
 
@@ -70,8 +70,8 @@ def search(
     Args:
         evaluate: samples ``[P, D]`` -> scores ``[P, criteria]``; later criteria break ties.
         start: ``[D]``, the Gaussian's first mean.
-        spec: settings.
-        seed: of all samples; same seed and scores, same result.
+        spec: the search's settings.
+        seed: the seed of all samples; same seed and scores, same result.
     """
     generator = torch.Generator().manual_seed(seed)
     mean, deviation = start.double(), torch.full_like(start.double(), spec.deviation)

@@ -76,7 +76,7 @@ class Expert:
 
     Attributes:
         vectors: z ``[min(m, n)]`` float32 by the module's name in the base model.
-        config: what it is for.
+        config: the base and the parametrisation that the vectors are for.
     """
 
     vectors: dict[str, Tensor]

@@ -25,9 +25,9 @@ class Dataset:
     """One task's examples.
 
     Attributes:
-        name: of the file, without its ending.
-        examples: in the file's order.
-        sha256: of the file.
+        name: the file's name without its ending.
+        examples: the examples in the file's order.
+        sha256: SHA-256 of the file's bytes, in hexadecimal.
         path: where the file is.
     """
 
@@ -92,9 +92,9 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 def _example(record: dict[str, Any], where: str) -> Example:
     for key in ("prompt", "response"):
-        found = record.get(key)
-        if not isinstance(found, str) or not found.strip():
-            raise InvalidInput(f"{where}: the key {key!r} holds {found!r}, expected some text.")
+        text = record.get(key)
+        if not isinstance(text, str) or not text.strip():
+            raise InvalidInput(f"{where}: the key {key!r} holds {text!r}, expected some text.")
     system = record.get("system")
     if not isinstance(system, str | None):
         raise InvalidInput(f"{where}: the key 'system' holds {system!r}, expected text.")

@@ -20,16 +20,14 @@ from transformers import (
     T5Model,
 )
 
-from dnd_fast import Generator, InvalidInput, TextEncoder
+from dnd_fast import InvalidInput, TextEncoder
 from dnd_fast.decoder.length_projection import LengthProjection
 from dnd_fast.demo.tokenizer import build_tokenizer
-from dnd_fast.generator_config import GeneratorConfig
-from dnd_fast.recipe import ConditionSpec, DecoderSpec
 from dnd_fast.text import load
-from dnd_fast.text.glove import GloveEncoder
-from dnd_fast.text.prompt_encoder import PromptEncoder
 
 SHORT = "take the opening letter of the tool cord"
+
+
 LONG = "count the letters in lemon and add nothing else " * 80  # about 720 tokens
 
 
@@ -252,100 +250,6 @@ def test_the_layer_is_part_of_the_name_and_of_the_fingerprint(tmp_path):
             TextEncoder.from_pretrained(f"{tmp_path}#layer={wrong}")
 
 
-GLOVE = {
-    "cats": [1.0, 0.0, 2.0],
-    "the": [0.0, 3.0, -1.0],
-    ",": [0.5, 0.5, 0.5],
-    "well-known": [4.0, 4.0, 4.0],
-    "Paris": [7.0, 0.0, 0.0],
-    "at name": [9.0, 9.0, 9.0],  # words with spaces are real in the largest published file
-}
-
-
-@pytest.fixture
-def glove_file(tmp_path):
-    file = tmp_path / "vectors.txt"
-    lines = (f"{word} {' '.join(map(str, vector))}\n" for word, vector in GLOVE.items())
-    file.write_text("".join(lines))
-    return file
-
-
-def test_glove(glove_file):
-    encoder = TextEncoder.from_pretrained(f"glove:{glove_file}")
-    assert encoder.width == 3
-    found = encoder.encode(["The  cats, well-known (cats,", "Paris paris"], 6)
-    vectors = {word: torch.tensor(vector) for word, vector in GLOVE.items()}
-    unknown = torch.stack(list(vectors.values())).mean(0)
-    expected = torch.zeros(2, 6, 3)
-    expected[0, 0] = vectors["the"]
-    expected[0, 1] = (vectors["cats"] + vectors[","]) / 2
-    expected[0, 2] = vectors["well-known"]
-    expected[0, 3] = (vectors["cats"] + vectors[","]) / 2  # "(" is not in the table
-    expected[1, 0] = vectors["Paris"]
-    expected[1, 1] = unknown  # not padding's zero
-    torch.testing.assert_close(found, expected)
-    with pytest.warns(UserWarning, match="1 of 2 prompts are longer than 3 words"):
-        assert encoder.encode(["the the the the", "the"], 3).shape == (2, 3, 3)
-
-
-def test_glove_unknown_word_of_its_own(glove_file):
-    glove_file.write_text(glove_file.read_text() + "<unk> -1 -1 -1\n")
-    encoder = GloveEncoder.read(glove_file)
-    assert encoder.encode(["zebra"], 1).flatten().tolist() == [-1, -1, -1]
-
-
-def test_glove_cache_and_fingerprint(glove_file, tmp_path):
-    encoder = GloveEncoder.read(glove_file)
-    first = encoder.encode(["the cats", "the"], 4, cache=tmp_path / "cache")
-    assert torch.equal(encoder.encode(["the cats", "the"], 4, cache=tmp_path / "cache"), first)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-    before = encoder.fingerprint()
-    glove_file.write_text(glove_file.read_text().replace("cats", "dogs"))  # the same vectors
-    assert GloveEncoder.read(glove_file).fingerprint() != before
-
-
-@pytest.mark.parametrize(
-    ("line", "damage"),
-    [
-        (3, ", 0.5 0.5"),
-        (3, ", 0.5 0.5 0.5 0.5"),
-        (3, ", 0.5 0.5 x"),
-        (3, ", 0.5 0.5 nan"),
-        (3, ""),
-        (2, "\udcff 0.5 0.5 0.5"),
-        (1, "400000 300"),  # a word2vec header: noticed on the line after it
-    ],
-)
-def test_damaged_glove_file(glove_file, line, damage):
-    lines = glove_file.read_text().split("\n")
-    lines[line - 1] = damage
-    glove_file.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
-    named = line + (damage == "400000 300")
-    with pytest.raises(InvalidInput, match=rf"vectors.txt, line {named}: "):
-        TextEncoder.from_pretrained(f"glove:{glove_file}")
-
-
-def test_glove_file_missing_or_empty(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file of word vectors"):
-        TextEncoder.from_pretrained(f"glove:{tmp_path / 'none.txt'}")
-    (tmp_path / "empty.txt").touch()
-    with pytest.raises(InvalidInput, match="is empty"):
-        TextEncoder.from_pretrained(f"glove:{tmp_path / 'empty.txt'}")
-
-
-def test_a_generator_takes_any_encoder_by_name(shared_generator, glove_file):
-    layout = shared_generator.layout
-    features = [[2, 5, 3], [4, 4, 4], [layout.num_tokens, *layout.token_shape]]
-    generator = Generator(
-        GeneratorConfig(
-            ConditionSpec(f"glove:{glove_file}", prompts=2, length=5),
-            DecoderSpec(features, 3),
-            layout.to_dict(),
-        )
-    )
-    assert generator.generate(["the cats", "Paris"]).modules
-
-
 @pytest.mark.parametrize(
     ("config", "model"), [(RobertaConfig, RobertaModel), (MPNetConfig, MPNetModel)]
 )
@@ -381,26 +285,3 @@ def test_a_language_model_with_its_head(causal_folder):
     whole = TextEncoder(model, tokenizer)
     assert torch.equal(whole.encode([SHORT], 40), headless.encode([SHORT], 40))
     assert whole.fingerprint() == headless.fingerprint()
-
-
-def test_embeddings_are_float32_whatever_the_default_dtype(encoder, glove_file, tmp_path):
-    """Training scripts set bfloat16, which must not round embeddings, cached ones neither."""
-    for each in (encoder, GloveEncoder.read(glove_file)):
-        expected = each.encode(["the cats"], 8)
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            embeddings = [each.encode(["the cats"], 8, cache=tmp_path) for _ in range(2)]
-        finally:
-            torch.set_default_dtype(torch.float32)
-        assert all(states.dtype == torch.float32 for states in embeddings)
-        assert all(torch.equal(states, expected) for states in embeddings)
-
-
-def test_what_a_generator_needs(encoder, glove_file):
-    for each in (encoder, GloveEncoder.read(glove_file)):
-        assert isinstance(each, PromptEncoder)
-        each.to("cpu")
-        assert each.device == torch.device("cpu")
-        with pytest.raises(InvalidInput, match="device='nonsense' cannot be used"):
-            each.to("nonsense")
-    assert not isinstance("all-MiniLM-L6-v2", PromptEncoder)
