@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dnd_fast import generator_config as generator_module
-from dnd_fast.demo import show
+from dnd_fast.train.demo import show
 
 from ..bad_input import PROMPTS, Trap, contents, damaged, disk_full, run
 

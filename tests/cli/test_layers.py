@@ -6,7 +6,6 @@ import pytest
 
 from dnd_fast.bench.report import ROOT
 
-
 FORBIDDEN = {
     "kernels": ("dnd_fast.train", "dnd_fast.bench"),
     "dnd_fast": ("dnd_fast.train", "dnd_fast.bench"),
