@@ -166,13 +166,13 @@ def require_exact(plan: DecoderPlan, device: torch.device) -> float:
     errors = [0.0]
     for choice in plan.convolutions:
         shape = choice.shape
-        if choice.tiles is None:
+        if choice.fft_plan is None:
             continue
         channels = min(8, shape.channels_in)
         x = torch.randn(1, channels, shape.height, shape.width, device=device)
         weight = torch.randn(4, channels, shape.kernel, shape.kernel, device=device)
         expected = conv2d(x.double(), weight.double(), padding=shape.kernel // 2)
-        errors.append(difference(fft_conv2d(x, weight, choice.tiles), expected))
+        errors.append(difference(fft_conv2d(x, weight, choice.fft_plan), expected))
     if max(errors) > 1e-5:
         raise SystemExit(
             f"the plan's relative error is {max(errors):.1e}: no figures on a wrong result."

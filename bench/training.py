@@ -231,7 +231,7 @@ def predicted_memory(spec: DecoderSpec, form: Form, batch: int) -> dict[str, flo
         there = [x, *decoder.parameters(), *gradients]
         peak = peak_bytes(lambda: loss(decoder, form, x).backward(), there, inside=False)
     weights = sum(parameter.nbytes for parameter in decoder.parameters())
-    tiled = any(choice.tiles is not None for choice in form.plan.convolutions)
+    tiled = any(choice.fft_plan is not None for choice in form.plan.convolutions)
     within = form.plan.workspace_bytes if tiled else 0
     return components(decoder, kept, peak + 2 * weights + within)
 

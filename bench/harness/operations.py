@@ -56,7 +56,7 @@ class Operation:
 
 def torch_operations(choice: ConvPlan, batch: int) -> Iterator[Operation]:
     """A convolution in plain PyTorch: float32, on a CPU."""
-    shape, plan = choice.shape, choice.tiles
+    shape, plan = choice.shape, choice.fft_plan
     c_in, c_out, size = shape.channels_in, shape.channels_out, 4
     images = tuple(size * batch * shape.height * shape.width * c for c in (c_in, c_out))
     if plan is None:
@@ -77,7 +77,7 @@ def torch_operations(choice: ConvPlan, batch: int) -> Iterator[Operation]:
     def make_forward() -> Callable[[], object]:
         x = torch.randn(shape.width, shape.height, batch, c_in)
         spans = plan.width.inputs, plan.height.inputs
-        return lambda: dft.dft_forward(x, plan, inputs, unit=True, spans=spans, planes=3)
+        return lambda: dft.dft_forward(x, plan, inputs, norm="ortho", spans=spans, planes=3)
 
     def make_bin_gemm() -> Callable[[], object]:
         signal = torch.randn(bins, 3 * tiles, c_in)
@@ -91,7 +91,7 @@ def torch_operations(choice: ConvPlan, batch: int) -> Iterator[Operation]:
 
     def make_inverse() -> Callable[[], object]:
         product = torch.randn(bins, 2, tiles, c_out)
-        return lambda: dft.dft_inverse(product, plan, kept, unit=True)
+        return lambda: dft.dft_inverse(product, plan, kept, norm="ortho")
 
     signal, product = size * bins * 3 * tiles * c_in, size * bins * 2 * tiles * c_out
     across = 2.0 * len(inputs[0]) * _real_columns(plan)  # per row, once for all tiles along height
@@ -140,12 +140,12 @@ def triton_operations(
     batch: int,
     dtype: torch.dtype,
     device: torch.device,
-    targets: LoraScatterTable | None = None,
+    scatter: LoraScatterTable | None = None,
 ) -> Iterator[Operation]:
     """A convolution on the Triton kernels, as in a pass: data laid out, LayerNorm on load, what is
     done before the store (but no residual); and its gradient's product.
 
-    ``targets`` are for a decoder's last convolution.
+    ``scatter`` are for a decoder's last convolution.
     """
     from dnd_fast.kernels.triton import fft_conv as triton_conv
     from dnd_fast.kernels.triton.bin_gemm import bin_gemm, bin_gemm_weight_gradient
@@ -154,14 +154,14 @@ def triton_operations(
     from dnd_fast.kernels.triton.dft_inverse import dft_inverse_triton
     from dnd_fast.kernels.triton.direct_conv import direct_conv2d, pack_weight
 
-    shape, plan, size = choice.shape, choice.tiles, dtype.itemsize
+    shape, plan, size = choice.shape, choice.fft_plan, dtype.itemsize
     c_in, c_out = shape.channels_in, shape.channels_out
     images = [size * batch * shape.height * shape.width * c for c in (c_in, c_out)]
     kind = shape.name.partition(".")[2]
     if kind == "a_height":
         images[1] *= 2  # what is there already is added to
-    if targets is not None:
-        images[1] = 4 * batch * targets.elements + 4 * c_out * shape.height * shape.width
+    if scatter is not None:
+        images[1] = 4 * batch * scatter.elements + 4 * c_out * shape.height * shape.width
 
     def random(*sizes: int) -> Tensor:
         return torch.randn(sizes, dtype=dtype, device=device)
@@ -183,9 +183,9 @@ def triton_operations(
     def stored() -> tuple[Tensor, dict[str, Any]]:
         """The output, and what is done before it is stored."""
         bias = random(c_out)
-        if targets is not None:
-            out = torch.empty(batch, targets.elements, device=device)
-            return out, {"epilogue": "bias_residual", "bias": bias, "targets": targets}
+        if scatter is not None:
+            out = torch.empty(batch, scatter.elements, device=device)
+            return out, {"epilogue": "bias_residual", "bias": bias, "scatter": scatter}
         out = image(c_out, OUTPUTS[kind])
         if kind == "b_width":
             return out, {"epilogue": "tanh_bias", "bias": out[0]}
@@ -209,13 +209,13 @@ def triton_operations(
         yield Operation(f"{shape.name} direct", "direct_conv2d", flops, moved, make_direct)
         return
     bins, tiles, layer = plan.bins, batch * plan.tiles, f"{shape.name} {choice.algorithm}"
-    root = math.sqrt(plan.points)
+    root = math.sqrt(plan.window_size)
     inputs, kept = triton_conv.input_tiling(plan), triton_conv.output_tiling(plan)
 
     def make_forward() -> Callable[[], object]:
         (x, norm), signal = loaded(), random(bins, 3, tiles, c_in)
         matrix = triton_conv.input_matrix(plan, dtype, device)
-        scaling = {"bound": torch.ones((), device=device), "sqrt_points": root}
+        scaling = {"bound": torch.ones((), device=device), "sqrt_window_size": root}
         return lambda: dft_forward_triton(x, matrix, inputs, signal, planes=3, norm=norm, **scaling)
 
     def make_bin_gemm() -> Callable[[], object]:
@@ -226,7 +226,7 @@ def triton_operations(
     def make_inverse() -> Callable[[], object]:
         product, (out, options) = random(bins, 2, tiles, c_out), stored()
         matrix = triton_conv.output_matrix(plan, dtype, device)
-        options |= {"bound": torch.ones((), device=device), "sqrt_points": root}
+        options |= {"bound": torch.ones((), device=device), "sqrt_window_size": root}
         return lambda: dft_inverse_triton(product, matrix, kept, out, **options)
 
     def make_gradient() -> Callable[[], object]:
@@ -247,7 +247,7 @@ def triton_operations(
         yield Operation(layer, name, flops, moved, make)
 
 
-def recipe_targets(recipe: Recipe, device: torch.device) -> LoraScatterTable:
+def recipe_scatter(recipe: Recipe, device: torch.device) -> LoraScatterTable:
     """Where a recipe's tokens go, with random statistics where tokens do not carry their own."""
     layout = TokenLayout.from_dict(GeneratorConfig.from_recipe(recipe).layout)
     if layout.scale == "static":
@@ -258,7 +258,7 @@ def recipe_targets(recipe: Recipe, device: torch.device) -> LoraScatterTable:
 
 def other_operations(
     spec: DecoderSpec,
-    targets: LoraScatterTable | None,
+    scatter: LoraScatterTable | None,
     batch: int,
     dtype: torch.dtype,
     device: torch.device,
@@ -274,17 +274,17 @@ def other_operations(
     elements = batch * math.prod(spec.features[0])
     moved = dtype.itemsize * elements
     yield Operation("input", "layer_norm_stats", 3.0 * elements, moved, make_stats)
-    if targets is None:
+    if scatter is None:
         return
 
     def make_detokenize() -> Callable[[], object]:
         tokens = torch.randn(batch, *spec.features[-1], dtype=dtype, device=device)
-        out = torch.empty(batch, targets.elements, device=device)
-        return lambda: detokenize(tokens, targets, out)
+        out = torch.empty(batch, scatter.elements, device=device)
+        return lambda: detokenize(tokens, scatter, out)
 
     elements = batch * math.prod(spec.features[-1])
-    moved = dtype.itemsize * elements + 4 * batch * 2 * targets.elements
-    flops = 2.0 * batch * targets.elements
+    moved = dtype.itemsize * elements + 4 * batch * 2 * scatter.elements
+    flops = 2.0 * batch * scatter.elements
     yield Operation("tokens", "detokenize", flops, moved, make_detokenize)
 
 
@@ -301,10 +301,10 @@ def operations(
         for choice in plan.convolutions:
             yield from torch_operations(choice, batch)
         return
-    targets = None if recipe is None else recipe_targets(recipe, device)
+    scatter = None if recipe is None else recipe_scatter(recipe, device)
     *others, last = plan.convolutions
     for choice in others:
         yield from triton_operations(choice, batch, dtype, device)
-    written = None if targets is None or targets.border else targets
+    written = None if scatter is None or scatter.border else scatter
     yield from triton_operations(last, batch, dtype, device, written)
-    yield from other_operations(spec, targets, batch, dtype, device)
+    yield from other_operations(spec, scatter, batch, dtype, device)

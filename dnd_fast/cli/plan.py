@@ -120,7 +120,7 @@ def _print_plan(chosen: DecoderPlan, direct: DecoderPlan, floor: float, title: s
     for name in ("size", "channels", "DFT", "tiles", "GFLOP", "MB", "ms", "share"):
         table.add_column(name, justify="right")
     for each in chosen.convolutions:
-        shape, tiles = each.shape, each.tiles
+        shape, tiles = each.shape, each.fft_plan
         table.add_row(
             shape.name,
             f"{shape.height}x{shape.width}",

@@ -276,9 +276,9 @@ class HyperConvDecoder(nn.Module):
         for index, block in enumerate(blocks):
             block.workspace_bytes = plan.workspace_bytes
             block.tiles = {
-                name: choice.tiles
+                name: choice.fft_plan
                 for name, choice in plan.block(index).items()
-                if choice.tiles is not None
+                if choice.fft_plan is not None
             }
         if plan.weights != "streamed":  # largest first: the peak is little more than the result
             dtype = torch.int8 if plan.weights == "int8" else None

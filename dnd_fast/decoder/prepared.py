@@ -72,7 +72,7 @@ class Engine:
             mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
             x = hyper_conv_block_triton(x, block, self._workspace, stats, out_stats=(mean, rstd))
             stats = mean, rstd
-        return hyper_conv_block_triton(x, self._blocks[-1], self._workspace, stats, targets=targets)
+        return hyper_conv_block_triton(x, self._blocks[-1], self._workspace, stats, scatter=targets)
 
     def _capture(
         self, condition: Tensor, targets: LoraScatterTable | None

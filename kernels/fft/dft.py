@@ -167,7 +167,7 @@ def folded_forward_matrix(
     matrix = torch.stack([half.cos(), -half.sin()])
     if angle.shape[1] % 2:
         matrix[0, :, -1] /= 2  # the centre meets itself
-    return _wide_rows(matrix / (math.sqrt(plan.points) if unit else 1)).to(device, dtype)
+    return _wide_rows(matrix / (math.sqrt(plan.window_size) if unit else 1)).to(device, dtype)
 
 
 @cache  # never evicted: CUDA graphs hold its address
@@ -182,7 +182,7 @@ def folded_inverse_matrix(
     angle, times = _centred(plan, positions)
     half = angle[:, : -(-angle.shape[1] // 2)]
     matrix = torch.stack([(half.cos() * times).mT, (-half.sin() * times).mT])
-    return _wide_rows(matrix / (math.sqrt(plan.points) if unit else 1)).to(device, dtype)
+    return _wide_rows(matrix / (math.sqrt(plan.window_size) if unit else 1)).to(device, dtype)
 
 
 def _centred(plan: FFTConvPlan, positions: Positions) -> tuple[Tensor, Tensor]:

@@ -125,7 +125,7 @@ class FFTConvPlan:
         return self.height.kernel
 
     @property
-    def points(self) -> int:
+    def window_size(self) -> int:
         """n1 n2, of the DFT."""
         return self.height.dft * self.width.dft
 
@@ -172,6 +172,11 @@ class Tiling:
     def columns(self, image: Tensor) -> int:
         """(t, c) of an image ``[B, C, H, W]``."""
         return self.tiles_h * self.tiles_w * image.shape[0] * image.shape[1]
+
+    @property
+    def grid(self) -> tuple[int, int, int, int, int]:
+        """(tiles_w, step_h, step_w, before_h, before_w): where tiles lie, as kernels take it."""
+        return self.tiles_w, self.step_h, self.step_w, self.before_h, self.before_w
 
     @property
     def folded(self) -> int:

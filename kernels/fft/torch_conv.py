@@ -62,7 +62,7 @@ def fft_conv2d_torch(
             else:
                 part = weight.of(channels)
             product, factor = _multiply(signal, part, scale)
-            tiles = dft_inverse(product, plan, kept, unit=True)  # [m2, m1, T, C']
+            tiles = dft_inverse(product, plan, kept, norm="ortho")  # [m2, m1, T, C']
             if factor is not None:
                 tiles = tiles * factor
             _join(tiles, out[:, :, samples, channels], plan)
@@ -128,11 +128,11 @@ def _transform(
     """``[B, C, H, W]`` -> ``[F, planes, T, C]``, T = (tiles, B), and what it was multiplied by."""
     scale = None
     if dtype == torch.float16:
-        scale = power_of_two_below(FP16_LIMIT, largest(x) * math.sqrt(plan.points))
+        scale = power_of_two_below(FP16_LIMIT, largest(x) * math.sqrt(plan.window_size))
         x = x * scale
     x = x.permute(3, 2, 0, 1).to(dtype)
     positions = spans[0].positions, spans[1].positions
-    bins = dft_forward(x, plan, positions, unit=True, spans=spans, planes=planes)
+    bins = dft_forward(x, plan, positions, norm="ortho", spans=spans, planes=planes)
     return bins.flatten(2, -2), scale
 
 

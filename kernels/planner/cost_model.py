@@ -53,7 +53,7 @@ class ConvShape:
         return self.channels_in * self.channels_out * self.kernel**2
 
     @property
-    def turned(self) -> ConvShape:
+    def transposed(self) -> ConvShape:
         """The convolution that gives the gradient of the input."""
         sizes = self.height, self.width, self.channels_out, self.channels_in
         return ConvShape(self.name, *sizes, self.kernel)
@@ -72,7 +72,7 @@ class ConvPlan:
 
     Attributes:
         shape: the convolution.
-        tiles: the transform's tiles, or None for the direct form.
+        fft_plan: the transform's tiles, or None for the direct form.
         seconds: predicted, or measured.
         flops: of the arithmetic actually done.
         bytes_moved: to and from memory.
@@ -80,7 +80,7 @@ class ConvPlan:
     """
 
     shape: ConvShape
-    tiles: FFTConvPlan | None
+    fft_plan: FFTConvPlan | None
     seconds: float
     flops: float
     bytes_moved: float
@@ -89,9 +89,9 @@ class ConvPlan:
     @property
     def algorithm(self) -> str:
         """ "direct", or the lengths of the DFT."""
-        if self.tiles is None:
+        if self.fft_plan is None:
             return "direct"
-        return f"{self.tiles.height.dft}x{self.tiles.width.dft}"
+        return f"{self.fft_plan.height.dft}x{self.fft_plan.width.dft}"
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class DecoderPlan:
     @property
     def direct(self) -> list[str]:
         """Names of the convolutions in direct form."""
-        return [choice.shape.name for choice in self.convolutions if choice.tiles is None]
+        return [choice.shape.name for choice in self.convolutions if choice.fft_plan is None]
 
 
 def decoder_convolutions(features: Sequence[Sequence[int]], kernel: int) -> list[ConvShape]:
@@ -177,7 +177,9 @@ def plan_decoder(
         times = {} if training else (measured or {}).get(shape.key(batch, weights), {})
         options = _with_times(options, times)
         if algorithm != "auto":
-            options = [each for each in options if (each.tiles is None) == (algorithm == "direct")]
+            options = [
+                each for each in options if (each.fft_plan is None) == (algorithm == "direct")
+            ]
         candidates.append(options)
 
     paths = [_trade_offs(options) for options in candidates]
@@ -246,7 +248,7 @@ def _with_times(options: list[ConvPlan], times: Mapping[str, float]) -> list[Con
     ratios = [
         times[each.algorithm] / each.seconds
         for each in options
-        if each.tiles is not None and each.algorithm in times
+        if each.fft_plan is not None and each.algorithm in times
     ]
     ratio = statistics.median(ratios) if ratios else 1.0
     return [
@@ -290,7 +292,7 @@ def _tiled(
     steps = _Steps(profile)
     _add_convolution(steps, shape, tiles, batch, weights)
     if training:
-        _add_convolution(steps, shape.turned, tiles, batch, weights)
+        _add_convolution(steps, shape.transposed, tiles, batch, weights)
         _add_weight_gradient(steps, shape, tiles, batch)
     transformed = 2.0 * tiles.bins * shape.channels_in * shape.channels_out
     weight_bytes = {

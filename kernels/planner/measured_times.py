@@ -92,7 +92,7 @@ def measure(
 def _time(
     choice: ConvPlan, batch: int, weights: Weights, device: torch.device, seconds: float
 ) -> float:
-    shape, tiles = choice.shape, choice.tiles
+    shape, tiles = choice.shape, choice.fft_plan
     x = torch.randn(batch, shape.height, shape.width, shape.channels_in, device=device)
     x = x.permute(0, 3, 1, 2)
     raw = shape.channels_out, shape.channels_in, shape.kernel, shape.kernel

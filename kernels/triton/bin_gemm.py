@@ -1,10 +1,10 @@
 """The products of a transform-domain convolution: one complex matrix product per frequency bin.
 
 In real arithmetic, with signals as planes (-Xi, Xr, Xi) of T rows, S = [Xr; Xi] are the rows from T
-on and S turned by a right angle, [-Xi; Xr], the rows up to 2T of one contiguous block:
+on, and S rotated by a right angle, R = [-Xi; Xr], the rows up to 2T of one contiguous block:
 
-    Y[f] = gain (S[f] Wr[f]' + turned[f] Wi[f]'),         X [F, 3, T, C], W [F, 2, C', C],
-    G[f] = (dY[f]' S[f], dY[f]' turned[f]),               Y, dY [F, 2, T, C'], G [F, 2, C', C].
+    Y[f] = scale (S[f] Wr[f]' + R[f] Wi[f]'),             X [F, 3, T, C], W [F, 2, C', C],
+    G[f] = (dY[f]' S[f], dY[f]' R[f]),                    Y, dY [F, 2, T, C'], G [F, 2, C', C].
 
 Weights are on the M side of every product: wgmma takes 64 of its rows at a time, while 2T may be
 small. Both parts of a bin share one float32 accumulator.
@@ -45,16 +45,14 @@ def _block_of(i_program, channels_out, rows, BLOCK_M: tl.constexpr, BLOCK_N: tl.
 def _bin_gemm_kernel(
     x_ptr,
     weight_ptr,
-    scale_ptr,
+    weight_scale_ptr,
     out_ptr,
-    stride_wf,
-    stride_wq,
-    stride_wm,
+    weight_strides,
     stride_sf,
     tiles,
     channels,
     channels_out,
-    gain,
+    scale,
     ALIGN_IN: tl.constexpr,
     ALIGN_OUT: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -64,6 +62,7 @@ def _bin_gemm_kernel(
     rows = 2 * tiles
     channels = known_multiple(channels, ALIGN_IN)
     channels_out = known_multiple(channels_out, ALIGN_OUT)
+    stride_wf, stride_wq, stride_wm = weight_strides
     stride_wf = known_multiple(stride_wf, ALIGN_IN)
     stride_wq = known_multiple(stride_wq, ALIGN_IN)
     stride_wm = known_multiple(stride_wm, ALIGN_IN)
@@ -76,28 +75,32 @@ def _bin_gemm_kernel(
     p_x = x_ptr + (i_f * 3 * tiles + o_n[None, :]) * channels
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for i in range(2 * blocks_k):  # Wr with S, then Wi with S turned, which begins a plane earlier
-        part = i // blocks_k
-        o_k = i % blocks_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    # Wr with S, then Wi with R, which begins a plane earlier: one loop, so that the pipeline of
+    # loads does not run dry between them.
+    for i_step in range(2 * blocks_k):
+        i_part = i_step // blocks_k
+        o_k = i_step % blocks_k * BLOCK_K + tl.arange(0, BLOCK_K)
         m_k = o_k < channels
         b_w = tl.load(
-            p_w + part * stride_wq + o_k[None, :],
+            p_w + i_part * stride_wq + o_k[None, :],
             mask=m_m[:, None] & m_k[None, :],
             other=0.0,
             eviction_policy="evict_first",
         )  # [M, K]
         b_x = tl.load(
-            p_x + (1 - part) * tiles * channels + o_k[:, None],
+            p_x + (1 - i_part) * tiles * channels + o_k[:, None],
             mask=m_k[:, None] & m_n[None, :],
             other=0.0,
             eviction_policy="evict_last",
         )  # [K, N]
         acc = tl.dot(b_w.to(b_x.dtype), b_x, acc, input_precision="ieee")  # [M, N]
 
-    if scale_ptr is not None:
-        acc *= tl.load(scale_ptr + i_f * stride_sf + o_m, mask=m_m, other=0.0)[:, None]
+    # Of int8 weights: a scale per output channel can wait for the sum over input channels.
+    if weight_scale_ptr is not None:
+        acc *= tl.load(weight_scale_ptr + i_f * stride_sf + o_m, mask=m_m, other=0.0)[:, None]
     p_out = out_ptr + (i_f * rows + o_n[:, None]) * channels_out + o_m[None, :]
-    b_out = tl.trans(acc * gain).to(out_ptr.dtype.element_ty)  # [N, M]
+    # Rows of Y are contiguous, not those of the accumulator, whose M side are the weights.
+    b_out = tl.trans(acc * scale).to(out_ptr.dtype.element_ty)  # [N, M]
     tl.store(p_out, b_out, mask=m_n[:, None] & m_m[None, :])
 
 
@@ -105,14 +108,14 @@ def _bin_gemm_kernel(
 def _bin_gemm_tma_kernel(
     x_desc,
     weight_desc,
-    scale_ptr,
+    weight_scale_ptr,
     out_desc,
     stride_sf,
     bins,
     tiles,
     channels,
     channels_out,
-    gain,
+    scale,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -120,21 +123,23 @@ def _bin_gemm_tma_kernel(
     rows = 2 * tiles
     blocks = bins * tl.cdiv(channels_out, BLOCK_M) * tl.cdiv(rows, BLOCK_N)
     blocks_k = tl.cdiv(channels, BLOCK_K)
-    # Flat: the next block's first loads are under way while a block is stored.
+    # As many programs as processors, each with several blocks. Flat: the next block's first loads
+    # are under way while a block is stored.
     for i_program in tl.range(tl.program_id(0), blocks, tl.num_programs(0), flatten=True):
         i_f, i_m, i_n = _block_of(i_program, channels_out, rows, BLOCK_M, BLOCK_N)
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for i in range(2 * blocks_k):
-            part = i // blocks_k
-            i_k = i % blocks_k * BLOCK_K
-            b_w = weight_desc.load([i_f, part, i_m, i_k]).reshape(BLOCK_M, BLOCK_K)
-            b_x = x_desc.load([i_f, (1 - part) * tiles + i_n, i_k]).reshape(BLOCK_N, BLOCK_K)
+        for i_step in range(2 * blocks_k):
+            i_part = i_step // blocks_k
+            i_k = i_step % blocks_k * BLOCK_K
+            b_w = weight_desc.load([i_f, i_part, i_m, i_k]).reshape(BLOCK_M, BLOCK_K)  # [M, K]
+            b_x = x_desc.load([i_f, (1 - i_part) * tiles + i_n, i_k])
+            b_x = b_x.reshape(BLOCK_N, BLOCK_K)  # [N, K]
             acc = tl.dot(b_w.to(b_x.dtype), b_x.T, acc, input_precision="ieee")  # [M, N]
-        if scale_ptr is not None:
+        if weight_scale_ptr is not None:
             o_m = i_m + tl.arange(0, BLOCK_M)
-            p_s = scale_ptr + i_f.to(tl.int64) * stride_sf + o_m
+            p_s = weight_scale_ptr + i_f.to(tl.int64) * stride_sf + o_m
             acc *= tl.load(p_s, mask=o_m < channels_out, other=0.0)[:, None]
-        b_out = tl.trans(acc * gain).to(out_desc.dtype)  # [N, M]
+        b_out = tl.trans(acc * scale).to(out_desc.dtype)  # [N, M]
         out_desc.store([i_f, i_n, i_m], b_out.reshape(1, BLOCK_N, BLOCK_M))
 
 
@@ -155,7 +160,8 @@ def _weight_gradient_kernel(
     rows = 2 * tiles
     channels = known_multiple(channels, ALIGN_IN)
     channels_out = known_multiple(channels_out, ALIGN_OUT)
-    i_part = tl.program_id(0) % 2  # both parts of a block read the same dY
+    # Both parts of a block are neighbours: they read the same dY, and S and R share a plane.
+    i_part = tl.program_id(0) % 2
     i_f, i_m, i_n = _block_of(tl.program_id(0) // 2, channels_out, channels, BLOCK_M, BLOCK_N)
     i_f = i_f.to(tl.int64)
     o_m, o_n = i_m + tl.arange(0, BLOCK_M), i_n + tl.arange(0, BLOCK_N)
@@ -189,7 +195,7 @@ class BinGemmConfig(Config):
 
 
 SINGLE = (BinGemmConfig(block_m=64, block_n=64, block_k=16, num_warps=8, num_stages=2),)
-# What tuning tries for the weight gradient, the default first.
+# Configs that tuning tries for the weight gradient, the default first.
 GRADIENT = (
     Config(block_m=64, block_n=128, block_k=64, num_warps=8, num_stages=3),
     Config(block_m=64, block_n=64, block_k=64, num_warps=4, num_stages=3),
@@ -199,12 +205,13 @@ GRADIENT = (
 
 
 def candidates(x: Tensor, weight: Tensor, capability: int) -> tuple[BinGemmConfig, ...]:
-    """What tuning tries, the default first: narrow blocks for few rows; TMA where hardware and
-    strides allow.
+    """Configs that tuning tries, the default first: narrow blocks for few rows, and TMA where
+    hardware and strides allow.
 
     Args:
-        x, weight: as given to :func:`bin_gemm`.
-        capability: compute capability, 80 or more.
+        x: Signals as given to :func:`bin_gemm`.
+        weight: Weights as given to :func:`bin_gemm`.
+        capability: Compute capability times ten, 80 or more.
     """
     if x.dtype == torch.float32:
         return SINGLE
@@ -241,22 +248,22 @@ def bin_gemm(
     weight: Tensor,
     out: Tensor,
     *,
-    scale: Tensor | None = None,
-    gain: float = 1.0,
+    weight_scale: Tensor | None = None,
+    scale: float = 1.0,
     config: BinGemmConfig | None = None,
 ) -> None:
     """Multiply signals by weights in every bin.
 
     Args:
-        x: ``[F, 3, T, C]``, contiguous: the planes -Xi, Xr, Xi; float16 or float32.
-        weight: ``[F, 2, C', C]``, last stride 1: Wr, Wi; of x's dtype, or int8.
-        out: ``[F, 2, T, C']``, contiguous, of x's dtype: Yr, Yi.
-        scale: of int8 weights, ``[F, C']`` float32, last stride 1.
-        gain: a factor, applied before the product is rounded to x's dtype.
-        config: by default the device's, see :mod:`.tuning`.
+        x: Planes -Xi, Xr, Xi as ``[F, 3, T, C]``, contiguous; float16 or float32.
+        weight: Wr and Wi as ``[F, 2, C', C]``, last stride 1; of x's dtype, or int8.
+        out: Receives Yr and Yi as ``[F, 2, T, C']``, contiguous, of x's dtype.
+        weight_scale: Scale of int8 weights, ``[F, C']`` float32, last stride 1.
+        scale: A factor, applied before the product is rounded to x's dtype.
+        config: How the kernel runs; by default what :mod:`.tuning` has for the device.
 
     Raises:
-        ValueError: no GPU, or the operands do not fit together.
+        ValueError: There is no GPU, or the operands do not fit together.
     """
     require_gpu(x, weight, out)
     (bins, _, tiles, channels), channels_out = x.shape, weight.shape[2]
@@ -267,16 +274,19 @@ def bin_gemm(
             f"the weight has shape {list(weight.shape)} and strides {list(weight.stride())}; "
             f"expected {[bins, 2, channels_out, channels]} and a last stride of 1."
         )
-    if scale is not None and (scale.shape != (bins, channels_out) or scale.stride(1) != 1):
+    if weight_scale is not None and (
+        weight_scale.shape != (bins, channels_out) or weight_scale.stride(1) != 1
+    ):
         raise ValueError(
-            f"the scale has shape {list(scale.shape)} and strides {list(scale.stride())}; "
+            f"weight_scale has shape {list(weight_scale.shape)} and strides "
+            f"{list(weight_scale.stride())}; "
             f"expected {[bins, channels_out]} and a last stride of 1."
         )
     if config is None:
-        words = x.dtype, weight.dtype, "wide" if _wide(x, weight) else "narrow"
+        kinds = x.dtype, weight.dtype, "wide" if _wide(x, weight) else "narrow"
         sizes = channels_out, 2 * tiles, channels
-        tried = candidates(x, weight, _capability(x))
-        config = tuning.config(tried, x.device, "bin_gemm", *words, *sizes)
+        configs = candidates(x, weight, _capability(x))
+        config = tuning.config(configs, x.device, "bin_gemm", *kinds, *sizes)
     block_m, block_n, block_k = config.block_m, config.block_n, config.block_k
     blocks = bins * triton.cdiv(channels_out, block_m) * triton.cdiv(2 * tiles, block_n)
     if blocks == 0:
@@ -286,14 +296,14 @@ def bin_gemm(
         _bin_gemm_tma_kernel[(min(blocks, _multiprocessors(x)),)](
             x_desc=TensorDescriptor.from_tensor(planes, [1, block_n, block_k]),
             weight_desc=TensorDescriptor.from_tensor(weight, [1, 1, block_m, block_k]),
-            scale_ptr=scale,
+            weight_scale_ptr=weight_scale,
             out_desc=TensorDescriptor.from_tensor(product, [1, block_n, block_m]),
-            stride_sf=0 if scale is None else scale.stride(0),
+            stride_sf=0 if weight_scale is None else weight_scale.stride(0),
             bins=bins,
             tiles=tiles,
             channels=channels,
             channels_out=channels_out,
-            gain=gain,
+            scale=scale,
             BLOCK_M=block_m,
             BLOCK_N=block_n,
             BLOCK_K=block_k,
@@ -304,16 +314,14 @@ def bin_gemm(
     _bin_gemm_kernel[(blocks,)](
         x_ptr=x,
         weight_ptr=weight,
-        scale_ptr=scale,
+        weight_scale_ptr=weight_scale,
         out_ptr=out,
-        stride_wf=weight.stride(0),
-        stride_wq=weight.stride(1),
-        stride_wm=weight.stride(2),
-        stride_sf=0 if scale is None else scale.stride(0),
+        weight_strides=weight.stride()[:3],
+        stride_sf=0 if weight_scale is None else weight_scale.stride(0),
         tiles=tiles,
         channels=channels,
         channels_out=channels_out,
-        gain=gain,
+        scale=scale,
         ALIGN_IN=math.gcd(16, channels, *weight.stride()[:3]),
         ALIGN_OUT=math.gcd(16, channels_out),
         BLOCK_M=block_m,
@@ -330,13 +338,13 @@ def bin_gemm_weight_gradient(
     """Sum over tiles what every bin of the weight receives.
 
     Args:
-        dy: ``[F, 2, T, C']``, contiguous; float16 or float32.
-        x: ``[F, 3, T, C]``, contiguous, of dy's dtype: the planes -Xi, Xr, Xi.
-        out: ``[F, 2, C', C]`` float32, contiguous.
-        config: by default the device's, see :mod:`.tuning`.
+        dy: Gradient ``[F, 2, T, C']``, contiguous; float16 or float32.
+        x: Planes -Xi, Xr, Xi as ``[F, 3, T, C]``, contiguous, of dy's dtype.
+        out: Receives ``[F, 2, C', C]`` float32, contiguous.
+        config: How the kernel runs; by default what :mod:`.tuning` has for the device.
 
     Raises:
-        ValueError: no GPU, or the operands do not fit together.
+        ValueError: There is no GPU, or the operands do not fit together.
     """
     require_gpu(dy, x, out)
     (bins, _, tiles, channels), channels_out = x.shape, dy.shape[3]
@@ -344,9 +352,9 @@ def bin_gemm_weight_gradient(
     require_shape("dy", dy, (bins, 2, tiles, channels_out))
     require_shape("out", out, (bins, 2, channels_out, channels))
     if config is None:
-        tried: tuple[Config, ...] = SINGLE if x.dtype == torch.float32 else GRADIENT
+        configs: tuple[Config, ...] = SINGLE if x.dtype == torch.float32 else GRADIENT
         problem = x.dtype, channels_out, channels, 2 * tiles
-        config = tuning.config(tried, x.device, "weight_gradient", *problem)
+        config = tuning.config(configs, x.device, "weight_gradient", *problem)
     blocks = triton.cdiv(channels_out, config.block_m) * triton.cdiv(channels, config.block_n)
     if out.numel() == 0:
         return
@@ -375,4 +383,4 @@ def _capability(x: Tensor) -> int:
 def _multiprocessors(x: Tensor) -> int:
     if x.is_cuda:
         return torch.cuda.get_device_properties(x.device).multi_processor_count
-    return 2  # of the interpreter: enough for a program to own several blocks
+    return 2  # in the interpreter: enough for a program to own several blocks

@@ -98,7 +98,7 @@ def hyper_conv_block_triton(
     stats: tuple[Tensor, Tensor] | None = None,
     *,
     out_stats: tuple[Tensor, Tensor] | None = None,
-    targets: LoraScatterTable | None = None,
+    scatter: LoraScatterTable | None = None,
 ) -> Tensor:
     """Map ``[B, N, L, C]`` to ``[B, N', L', C']``; both contiguous, of the parameters' dtype.
 
@@ -109,7 +109,7 @@ def hyper_conv_block_triton(
         stats: LayerNorm's mean and reciprocal standard deviation of x, ``[B, N]`` float32, where
             they are known already.
         out_stats: those of the result, ``[B, N']``, to be written.
-        targets: where the result, as tokens, goes in LoRA tensors; ``[B, E]`` float32 is then what
+        scatter: where the result, as tokens, goes in LoRA tensors; ``[B, E]`` float32 is then what
             is returned.
 
     Raises:
@@ -136,10 +136,10 @@ def hyper_conv_block_triton(
     a = workspace.take("a", (batch, length, n, c_out), x, x.dtype)
     b = workspace.take("b", (batch, length_out, n, c), x, x.dtype)
     mixed = workspace.take("mixed", (batch, n, length_out, c_out), x, x.dtype)
-    if targets is None:
+    if scatter is None:
         out = x.new_empty(batch, n_out, length_out, c_out)
     else:
-        out = x.new_empty(batch, targets.elements, dtype=torch.float32)
+        out = x.new_empty(batch, scatter.elements, dtype=torch.float32)
 
     run(
         "b_height",
@@ -176,6 +176,6 @@ def hyper_conv_block_triton(
         bias=block.layerwise_bias,
         other=x if block.shape_out == x.shape[1:] else None,
         stats=out_stats,
-        targets=targets,
+        scatter=scatter,
     )
     return out

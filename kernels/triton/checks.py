@@ -6,14 +6,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import triton
 from torch import Tensor
 
 from dnd_fast.kernels.lora_scatter import LoraScatterTable
-
-EpilogueName = Literal["store", "tanh_bias", "mix", "bias_residual"]
+from dnd_fast.kernels.reference import EpilogueName
+from dnd_fast.kernels.triton.arguments import (
+    EpilogueArguments,
+    ImageStrides,
+    LayerNormArguments,
+    ScatterArguments,
+)
 
 
 @dataclass(frozen=True)
@@ -43,17 +47,18 @@ class LayerNorm:
     bias: Tensor
     order: tuple[int, int, int, int]
 
-    @property
-    def stats_strides(self) -> tuple[int, ...]:
-        """Of mean and rstd along the dimensions of the view."""
-        strides = (self.mean.shape[1], 1, 0, 0)
-        return tuple(strides[dim] for dim in self.order)
-
-    @property
-    def affine_strides(self) -> tuple[int, ...]:
-        """Of weight and bias along the dimensions of the view."""
-        strides = (0, 0, self.weight.shape[1], 1)
-        return tuple(strides[dim] for dim in self.order)
+    def arguments(self) -> LayerNormArguments:
+        """As kernels take it."""
+        stats = tuple((self.mean.shape[1], 1, 0, 0)[dim] for dim in self.order)
+        affine = tuple((0, 0, self.weight.shape[1], 1)[dim] for dim in self.order)
+        return LayerNormArguments(
+            self.mean,
+            self.rstd,
+            self.weight,
+            self.bias,
+            stats_strides=(stats[0], stats[2], stats[3]),
+            affine_strides=(affine[1], affine[2], affine[3]),
+        )
 
 
 def require_gpu(*tensors: Tensor) -> None:
@@ -105,29 +110,29 @@ def require_operands(
             )
 
 
-def output_shape(out: Tensor, targets: LoraScatterTable | None) -> tuple[int, int, int, int]:
+def output_shape(out: Tensor, scatter: LoraScatterTable | None) -> tuple[int, int, int, int]:
     """``[B, C, H, W]`` of an output, which may be tokens on their way into LoRA tensors.
 
     Raises:
-        ValueError: out does not fit the targets.
+        ValueError: out does not fit the scatter.
     """
-    if targets is None:
+    if scatter is None:
         batch, channels, height, width = out.shape
         return batch, channels, height, width
-    require_shape("out", out, (out.shape[0], targets.elements))
-    return out.shape[0], len(targets.table), targets.rank, targets.chunk
+    require_shape("out", out, (out.shape[0], scatter.elements))
+    return out.shape[0], len(scatter.table), scatter.rank, scatter.chunk
 
 
 def image_strides(
-    out: Tensor, targets: LoraScatterTable | None, other: Tensor | None
-) -> tuple[int, ...]:
+    out: Tensor, scatter: LoraScatterTable | None, other: Tensor | None
+) -> ImageStrides:
     """Of an output ``[B, C, H, W]`` and what is added to it; 0 where there is neither.
 
     Raises:
         ValueError: they differ in strides.
     """
-    if targets is not None:
-        return (0, 0, 0, 0) if other is None else other.stride()
+    if scatter is not None:
+        return ImageStrides(*(other.stride() if other is not None else (0, 0, 0, 0)))
     if other is not None and any(
         mine != theirs and size > 1
         for mine, theirs, size in zip(out.stride(), other.stride(), out.shape, strict=True)
@@ -135,7 +140,23 @@ def image_strides(
         raise ValueError(
             f"other has strides {other.stride()} and the output {out.stride()}; expected the same."
         )
-    return out.stride()
+    return ImageStrides(*out.stride())
+
+
+def epilogue_arguments(
+    bias: Tensor | None,
+    other: Tensor | None,
+    amax: Tensor | None,
+    chunks: Tensor | None,
+    scatter: LoraScatterTable | None,
+    out: Tensor,
+) -> EpilogueArguments:
+    """The operands of an epilogue as kernels take them."""
+    strides = None
+    if bias is not None and bias.ndim == 3:
+        strides = bias.stride(0), bias.stride(1), bias.stride(2)
+    into_lora = None if scatter is None else ScatterArguments.of(scatter, out)
+    return EpilogueArguments(bias, strides, other, amax, chunks, into_lora)
 
 
 def alignment(image: Tensor) -> int:

@@ -4,7 +4,7 @@
 
 for the r rows i and the first ``columns`` columns j of every token. A table holds the four integers
 of each token, so that one flat buffer receives all matrices: A ``[r, in]`` row by row, B
-``[out, r]`` turned around.
+``[out, r]`` transposed.
 
 ``tokens [B, Nw, Lw, Cw]`` -> ``out [B, E]``, E elements of all LoRA tensors. Mean and std are
 
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from dnd_fast.kernels.lora_scatter import LoraScatterTable
 from dnd_fast.kernels.triton import tuning
+from dnd_fast.kernels.triton.arguments import ScatterArguments
 from dnd_fast.kernels.triton.checks import require_gpu, require_shape
 
 
@@ -58,10 +59,13 @@ def _border_scale(
         m_side = (o_l < RANK + 2) & (o_l % 2 == group)
         b_mean = tl.load(p_side, mask=m_side, other=0.0).to(tl.float32)  # [L]
         b_std = tl.load(p_side + stride_tc, mask=m_side, other=0.0).to(tl.float32)  # [L]
+        # In a row, codes of mean and std alternate.
         pairs = (CHUNK + 2) // 2
         rows = (RANK + 3 - group) // 2
         mean_code = tl.sum(tl.where(o_c % 2 == 0, b_row, 0.0)) / pairs + tl.sum(b_mean) / rows
         std_code = tl.sum(tl.where(o_c % 2 == 1, b_row, 0.0)) / pairs + tl.sum(b_std) / rows
+        # A code is the mean of two averages, decoded as the published code does it, mean = code / 8
+        # and std = (exp(code - 1.6) - 0.1) / 0.9; the results of two groups are averaged.
         mean += mean_code / 2 / 8 / 2
         std += (tl.exp(std_code / 2 - 1.6) - 0.1) / 0.9 / 2
     return mean, std
@@ -70,15 +74,9 @@ def _border_scale(
 @triton.jit
 def _detokenize_kernel(
     tokens_ptr,
-    targets_ptr,
-    mean_ptr,
-    std_ptr,
+    scatter,
     out_ptr,
-    stride_tb,
-    stride_tn,
-    stride_tl,
-    stride_tc,
-    stride_ob,
+    token_strides,
     SCALE: tl.constexpr,
     RANK: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -89,37 +87,39 @@ def _detokenize_kernel(
 ):
     i_n = tl.program_id(0).to(tl.int64)
     i_b = tl.program_id(1).to(tl.int64)
-    p_target = targets_ptr + i_n * 4
-    offset = tl.load(p_target)
-    columns = tl.load(p_target + 1)
-    row_stride = tl.load(p_target + 2)
-    column_stride = tl.load(p_target + 3)
+    stride_tb, stride_tn, stride_tl, stride_tc = token_strides
+    p_row = scatter.table_ptr + i_n * 4
+    offset = tl.load(p_row)
+    columns = tl.load(p_row + 1)
+    row_stride = tl.load(p_row + 2)
+    column_stride = tl.load(p_row + 3)
     p_token = tokens_ptr + i_b * stride_tb + i_n * stride_tn
-    p_out = out_ptr + i_b * stride_ob + offset
+    p_out = out_ptr + i_b * scatter.stride_b + offset
     if SCALE == "border":
         mean, std = _border_scale(
             p_token, stride_tl, stride_tc, RANK, CHUNK, BLOCK_BORDER_L, BLOCK_BORDER_C
         )
     elif SCALE == "static":
-        std = tl.load(std_ptr + i_n)
+        std = tl.load(scatter.std_ptr + i_n)
 
     o_r = tl.arange(0, BLOCK_R)
-    for start in range(0, CHUNK, BLOCK_C):
-        o_c = start + tl.arange(0, BLOCK_C)
-        mask = (o_r[:, None] < RANK) & (o_c[None, :] < columns)
-        p_block = p_token + o_r[:, None] * stride_tl + o_c[None, :] * stride_tc
-        block = tl.load(p_block, mask=mask, other=0.0).to(tl.float32)  # [R, C]
+    for i_c in range(0, CHUNK, BLOCK_C):
+        o_c = i_c + tl.arange(0, BLOCK_C)
+        m_x = (o_r[:, None] < RANK) & (o_c[None, :] < columns)
+        p_x = p_token + o_r[:, None] * stride_tl + o_c[None, :] * stride_tc
+        b_x = tl.load(p_x, mask=m_x, other=0.0).to(tl.float32)  # [R, C]
         if SCALE == "border":
-            block = block * std + mean
+            b_x = b_x * std + mean
         elif SCALE == "static":
-            p_mean = mean_ptr + (i_n * RANK + o_r[:, None]) * CHUNK + o_c[None, :]
-            block = block * std + tl.load(p_mean, mask=mask, other=0.0)  # [R, C]
-        # Either way neighbouring lanes write neighbouring addresses.
+            p_mean = scatter.mean_ptr + (i_n * RANK + o_r[:, None]) * CHUNK + o_c[None, :]
+            b_x = b_x * std + tl.load(p_mean, mask=m_x, other=0.0)  # [R, C]
+        # Tokens of A are rows in memory, those of B columns. Either way neighbouring lanes write
+        # neighbouring addresses.
         if column_stride == 1:
-            tl.store(p_out + o_r[:, None] * row_stride + o_c[None, :], block, mask=mask)
+            tl.store(p_out + o_r[:, None] * row_stride + o_c[None, :], b_x, mask=m_x)
         else:
-            p_turned = p_out + o_c[:, None] * column_stride + o_r[None, :]
-            tl.store(p_turned, tl.trans(block), mask=tl.trans(mask))
+            p_transposed = p_out + o_c[:, None] * column_stride + o_r[None, :]
+            tl.store(p_transposed, tl.trans(b_x), mask=tl.trans(m_x))
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class DetokenizeConfig:
     num_warps: int
 
 
-# What tuning tries, the default first.
+# Configs that tuning tries, the default first.
 CANDIDATES = (
     DetokenizeConfig(columns=256, num_warps=4),
     DetokenizeConfig(columns=512, num_warps=8),
@@ -139,7 +139,7 @@ CANDIDATES = (
 
 def detokenize(
     tokens: Tensor,
-    targets: LoraScatterTable,
+    scatter: LoraScatterTable,
     out: Tensor,
     *,
     config: DetokenizeConfig | None = None,
@@ -147,47 +147,41 @@ def detokenize(
     """Scale tokens and write them into the LoRA tensors.
 
     Args:
-        tokens: ``[B, Nw, Lw, Cw]``, any float dtype up to 32 bits and any strides; computed in
-            float32. Lw = r and Cw = chunk, or two more each with a border.
-        targets: on the tokens' device.
-        out: ``[B, E]``, contiguous, any float dtype up to 32 bits; ``targets.views(out)`` are the
-            LoRA tensors.
-        config: by default the device's, see :mod:`.tuning`.
+        tokens: Tokens ``[B, Nw, Lw, Cw]``, any float dtype up to 32 bits and any strides; computed
+            in float32. Lw = r and Cw = chunk, or two more each with a border.
+        scatter: Where tokens go, and static means and stds; on the tokens' device.
+        out: Receives ``[B, E]``, contiguous, any float dtype up to 32 bits; ``scatter.views(out)``
+            are the LoRA tensors.
+        config: How the kernel runs; by default what :mod:`.tuning` has for the device.
 
     Raises:
-        ValueError: a shape does not fit the targets, or a tensor is not on an NVIDIA GPU.
+        ValueError: A shape does not fit the table, or a tensor is not on an NVIDIA GPU.
     """
     require_gpu(tokens, out)
-    border_size = 2 if targets.border else 0
-    rows, columns = targets.rank + border_size, targets.chunk + border_size
-    samples, count = tokens.shape[0], len(targets.table)
+    border_size = 2 if scatter.border else 0
+    rows, columns = scatter.rank + border_size, scatter.chunk + border_size
+    samples, count = tokens.shape[0], len(scatter.table)
     if tuple(tokens.shape) != (samples, count, rows, columns):
         raise ValueError(
             f"tokens has shape {list(tokens.shape)}; expected {[samples, count, rows, columns]}."
         )
-    require_shape("out", out, (samples, targets.elements))
+    require_shape("out", out, (samples, scatter.elements))
     if samples == 0:
         return
-    scale = "border" if targets.border else "none" if targets.mean is None else "static"
+    scale = "border" if scatter.border else "none" if scatter.mean is None else "static"
     if config is None:
-        problem = tokens.dtype, out.dtype, scale, samples * count, targets.rank, targets.chunk
+        problem = tokens.dtype, out.dtype, scale, samples * count, scatter.rank, scatter.chunk
         config = tuning.config(CANDIDATES, tokens.device, "detokenize", *problem)
     _detokenize_kernel[(count, samples)](
         tokens_ptr=tokens,
-        targets_ptr=targets.table,
-        mean_ptr=targets.mean,
-        std_ptr=targets.std,
+        scatter=ScatterArguments.of(scatter, out),
         out_ptr=out,
-        stride_tb=tokens.stride(0),
-        stride_tn=tokens.stride(1),
-        stride_tl=tokens.stride(2),
-        stride_tc=tokens.stride(3),
-        stride_ob=out.stride(0),
+        token_strides=tokens.stride(),
         SCALE=scale,
-        RANK=targets.rank,
-        CHUNK=targets.chunk,
-        BLOCK_R=triton.next_power_of_2(targets.rank),
-        BLOCK_C=min(config.columns, triton.next_power_of_2(targets.chunk)),
+        RANK=scatter.rank,
+        CHUNK=scatter.chunk,
+        BLOCK_R=triton.next_power_of_2(scatter.rank),
+        BLOCK_C=min(config.columns, triton.next_power_of_2(scatter.chunk)),
         BLOCK_BORDER_L=triton.next_power_of_2(rows),
         BLOCK_BORDER_C=triton.next_power_of_2(columns),
         num_warps=config.num_warps,

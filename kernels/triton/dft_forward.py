@@ -30,6 +30,7 @@ from torch import Tensor
 
 from dnd_fast.kernels.fft.tiling import Tiling
 from dnd_fast.kernels.triton import tuning
+from dnd_fast.kernels.triton.arguments import ImageSizes, ImageStrides
 from dnd_fast.kernels.triton.checks import Config, LayerNorm, alignment, require_flat, require_gpu
 from dnd_fast.kernels.triton.primitives import (
     known_multiple,
@@ -45,33 +46,14 @@ def _dft_forward_kernel(
     matrix_ptr,
     out_ptr,
     bound_ptr,
-    mean_ptr,
-    rstd_ptr,
-    gamma_ptr,
-    beta_ptr,
-    stride_xb,
-    stride_xc,
-    stride_xh,
-    stride_xw,
-    stride_sb,
-    stride_sh,
-    stride_sw,
-    stride_gc,
-    stride_gh,
-    stride_gw,
+    norm,
+    x_strides,
     bins,
     inner,
-    batch,
-    channels,
-    height,
-    width,
+    x_sizes,
     columns,
-    tiles_w,
-    step_h,
-    step_w,
-    before_h,
-    before_w,
-    sqrt_points,
+    grid,
+    sqrt_window_size,
     PLANES: tl.constexpr,
     SIZE_H: tl.constexpr,
     SIZE_W: tl.constexpr,
@@ -86,7 +68,10 @@ def _dft_forward_kernel(
     POSITION: tl.constexpr = 1 - COLUMN
     LAST: tl.constexpr = SIZE_H * SIZE_W - 1
     FOLDED: tl.constexpr = LAST // 2 + 1
+    batch, channels, height, width = x_sizes
+    tiles_w, step_h, step_w, before_h, before_w = grid
     channels, columns = known_multiple(channels, ALIGN), known_multiple(columns, ALIGN)
+    stride_xb, stride_xc, stride_xh, stride_xw = x_strides
     if CHANNELS_LAST:
         stride_xb = known_multiple(stride_xb, ALIGN)
         stride_xh = known_multiple(stride_xh, ALIGN)
@@ -97,6 +82,7 @@ def _dft_forward_kernel(
     i_part = tl.program_id(0) // blocks_f % 2
     o_f = tl.program_id(0) % blocks_f * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = tl.program_id(0) // (2 * blocks_f) * BLOCK_N + tl.arange(0, BLOCK_N)
+    # A column is (tile along height, tile along width, sample, channel), the last one innermost.
     o_tile = tl.expand_dims(o_n // channels, COLUMN)
     o_c = tl.expand_dims(o_n % channels, COLUMN)
     o_b = o_tile % batch
@@ -105,7 +91,9 @@ def _dft_forward_kernel(
     m_n = tl.expand_dims(o_n < columns, COLUMN)
     p_m = matrix_ptr + (i_part * bins + o_f)[:, None] * inner
 
-    scale, sign = range_scale(bound_ptr, sqrt_points), 1.0 - 2.0 * i_part
+    # Real parts are even in the position, imaginary ones odd: windows are added to their mirror
+    # images, or these are taken from them.
+    scale, sign = range_scale(bound_ptr, sqrt_window_size), 1.0 - 2.0 * i_part
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for i_k in range(0, inner, BLOCK_K):
         o_k = i_k + tl.arange(0, BLOCK_K)
@@ -114,22 +102,32 @@ def _dft_forward_kernel(
         b_fold = 0.0
         for MIRRORED in tl.static_range(2):
             o_p = LAST - o_k if MIRRORED else o_k
+            # SIZE_W is a constant: the division becomes a multiplication.
             o_i = tl.expand_dims(o_p // SIZE_W, POSITION)
             o_j = tl.expand_dims(o_p % SIZE_W, POSITION)
             o_y, o_x = o_h + o_i, o_w + o_j
+            # The matrix has more columns than half a window has positions, and windows jut out.
             m_x = m_n & tl.expand_dims(o_k < FOLDED, POSITION)
             m_x &= (o_y >= 0) & (o_y < height) & (o_x >= 0) & (o_x < width)
             p_x = x_ptr + offsets(
-                o_b, o_c, o_h, o_w, o_i, o_j, stride_xb, stride_xc, stride_xh, stride_xw
+                o_b, o_c, o_h, o_w, o_i, o_j, (stride_xb, stride_xc, stride_xh, stride_xw)
             )
             b_x = tl.load(p_x, mask=m_x, other=0.0).to(tl.float32)  # [K, N] or [N, K]
-            if mean_ptr is not None:
-                o_stats = offsets(o_b, o_c, o_h, o_w, o_i, o_j, stride_sb, 0, stride_sh, stride_sw)
-                o_affine = offsets(o_b, o_c, o_h, o_w, o_i, o_j, 0, stride_gc, stride_gh, stride_gw)
+            if norm is not None:
+                stride_sb, stride_sh, stride_sw = norm.stats_strides
+                stride_gc, stride_gh, stride_gw = norm.affine_strides
                 b_x = layer_norm_on_load(
-                    b_x, m_x, mean_ptr, rstd_ptr, gamma_ptr, beta_ptr, o_stats, o_affine
+                    b_x,
+                    m_x,
+                    norm.mean_ptr,
+                    norm.rstd_ptr,
+                    norm.weight_ptr,
+                    norm.bias_ptr,
+                    offsets(o_b, o_c, o_h, o_w, o_i, o_j, (stride_sb, 0, stride_sh, stride_sw)),
+                    offsets(o_b, o_c, o_h, o_w, o_i, o_j, (0, stride_gc, stride_gh, stride_gw)),
                 )
             b_fold += sign * b_x if MIRRORED else b_x
+        # Scaled before it is rounded to the matrix's dtype, where it might not fit otherwise.
         b_fold = (b_fold * scale).to(b_m.dtype)
         b_fold = b_fold if CHANNELS_LAST else tl.trans(b_fold)  # [K, N]
         acc = tl.dot(b_m, b_fold, acc, input_precision="ieee")  # [M, N]
@@ -138,7 +136,7 @@ def _dft_forward_kernel(
     m_out = (o_f < bins)[:, None] & (o_n < columns)[None, :]
     b_out = acc.to(out_ptr.dtype.element_ty)
     tl.store(p_out, b_out, mask=m_out)
-    if PLANES == 3:  # the imaginary part once more, negated
+    if PLANES == 3:  # the imaginary part once more, negated: bin_gemm reads (-im, re) as one block
         p_out = out_ptr + (o_row - 2)[:, None] * columns + o_n[None, :]
         tl.store(p_out, -b_out, mask=m_out & (i_part == 1))
 
@@ -168,7 +166,7 @@ def dft_forward_triton(
     planes: int = 2,
     norm: LayerNorm | None = None,
     bound: Tensor | None = None,
-    sqrt_points: float = 1.0,
+    sqrt_window_size: float = 1.0,
     config: Config | None = None,
 ) -> None:
     """Transform the tiles of an image.
@@ -184,7 +182,7 @@ def dft_forward_triton(
         planes: 2 for (re, im); 3 for (-im, re, im).
         norm: applied to x.
         bound: ``[]`` or ``[1]`` float32, at least the largest magnitude of (normalised) x.
-        sqrt_points: how many times larger than x's the largest magnitude of ``out`` can be, or
+        sqrt_window_size: how many times larger than x's the largest magnitude of ``out`` can be, or
             more; at least 1.
         config: by default the device's, see :mod:`.tuning`.
 
@@ -192,7 +190,6 @@ def dft_forward_triton(
         ValueError: no GPU, or ``out`` or the matrix does not fit.
     """
     require_gpu(x, matrix, out)
-    batch, channels, height, width = x.shape
     columns = tiling.columns(x)
     if matrix.ndim != 3 or len(matrix) != 2 or matrix.shape[2] < tiling.folded:
         raise ValueError(
@@ -208,7 +205,6 @@ def dft_forward_triton(
         candidates = SINGLE if single else NORMED if norm else HALF
         words = matrix.dtype, "normed" if norm else "plain", layout
         config = tuning.config(candidates, x.device, "dft_forward", *words, bins, columns, inner)
-    stats, affine = (norm.stats_strides, norm.affine_strides) if norm else ((0,) * 4, (0,) * 4)
     blocks = 2 * triton.cdiv(bins, config.block_m) * triton.cdiv(columns, config.block_n)
     if blocks == 0:
         return
@@ -217,33 +213,14 @@ def dft_forward_triton(
         matrix_ptr=matrix,
         out_ptr=out,
         bound_ptr=bound,
-        mean_ptr=norm.mean if norm else None,
-        rstd_ptr=norm.rstd if norm else None,
-        gamma_ptr=norm.weight if norm else None,
-        beta_ptr=norm.bias if norm else None,
-        stride_xb=x.stride(0),
-        stride_xc=x.stride(1),
-        stride_xh=x.stride(2),
-        stride_xw=x.stride(3),
-        stride_sb=stats[0],
-        stride_sh=stats[2],
-        stride_sw=stats[3],
-        stride_gc=affine[1],
-        stride_gh=affine[2],
-        stride_gw=affine[3],
+        norm=norm.arguments() if norm else None,
+        x_strides=ImageStrides(*x.stride()),
+        x_sizes=ImageSizes(*x.shape),
+        grid=tiling.grid,
         bins=bins,
         inner=inner,
-        batch=batch,
-        channels=channels,
-        height=height,
-        width=width,
         columns=columns,
-        tiles_w=tiling.tiles_w,
-        step_h=tiling.step_h,
-        step_w=tiling.step_w,
-        before_h=tiling.before_h,
-        before_w=tiling.before_w,
-        sqrt_points=sqrt_points,
+        sqrt_window_size=sqrt_window_size,
         PLANES=planes,
         SIZE_H=tiling.size_h,
         SIZE_W=tiling.size_w,

@@ -25,10 +25,12 @@ from torch import Tensor
 from dnd_fast.kernels.fft.tiling import Tiling
 from dnd_fast.kernels.lora_scatter import LoraScatterTable
 from dnd_fast.kernels.triton import tuning
+from dnd_fast.kernels.triton.arguments import ImageSizes
 from dnd_fast.kernels.triton.checks import (
     Config,
     EpilogueName,
     alignment,
+    epilogue_arguments,
     image_strides,
     output_shape,
     require_flat,
@@ -53,33 +55,15 @@ def _dft_inverse_kernel(
     matrix_ptr,
     out_ptr,
     bound_ptr,
-    bias_ptr,
-    other_ptr,
-    amax_ptr,
-    chunks_ptr,
-    targets_ptr,
-    token_mean_ptr,
-    token_std_ptr,
-    stride_ob,
-    stride_oc,
-    stride_oh,
-    stride_ow,
-    stride_bc,
-    stride_bh,
-    stride_bw,
-    stride_lora,
+    epilogue,
+    image_strides,
     bins,
     inner,
-    batch,
-    channels,
-    height,
-    width,
+    image_sizes,
     columns,
-    tiles_w,
-    step_h,
-    step_w,
-    sqrt_points,
-    gain,
+    grid,
+    sqrt_window_size,
+    scale,
     SIZE_H: tl.constexpr,
     SIZE_W: tl.constexpr,
     EPILOGUE: tl.constexpr,
@@ -89,10 +73,14 @@ def _dft_inverse_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    # What is contiguous in memory is the block's last dimension: columns (channels) or positions.
     COLUMN: tl.constexpr = 0 if CHANNELS_LAST else 1
     LAST: tl.constexpr = SIZE_H * SIZE_W - 1
     FOLDED: tl.constexpr = LAST // 2 + 1
+    batch, channels, height, width = image_sizes
+    tiles_w, step_h, step_w, _, _ = grid
     channels, columns = known_multiple(channels, ALIGN), known_multiple(columns, ALIGN)
+    stride_ob, stride_oc, stride_oh, stride_ow = image_strides
     if CHANNELS_LAST:
         stride_ob = known_multiple(stride_ob, ALIGN)
         stride_oh = known_multiple(stride_oh, ALIGN)
@@ -119,55 +107,60 @@ def _dft_inverse_kernel(
         b_y = tl.load(y_ptr + (o_row + 1) * columns + o_n[None, :], mask=m_y, other=0.0)  # [K, N]
         odd = tl.dot(b_m, b_y, odd, input_precision="ieee")  # [M, N]
 
-    factor = gain / range_scale(bound_ptr, sqrt_points)
+    factor = scale / range_scale(bound_ptr, sqrt_window_size)
+    # A column is (tile along height, tile along width, sample, channel), the last one innermost.
     o_tile = tl.expand_dims(o_n // channels, COLUMN)
     o_c = tl.expand_dims(o_n % channels, COLUMN)
     o_b = o_tile % batch
     o_h = o_tile // (batch * tiles_w) * step_h
     o_w = o_tile // batch % tiles_w * step_w
     m_n = tl.expand_dims(o_n < columns, COLUMN)
-    if chunks_ptr is not None:
+    if epilogue.chunks_ptr is not None:
         count = tl.zeros((BLOCK_N,), tl.float32)
         mean = tl.zeros((BLOCK_N,), tl.float32)
         m2 = tl.zeros((BLOCK_N,), tl.float32)
+    # Positions p of the first half of a tile, then their mirror images P - 1 - p.
     for MIRRORED in tl.static_range(2):
-        y = (even - odd if MIRRORED else even + odd) * factor
-        y = y if CHANNELS_LAST else tl.trans(y)
+        b_out = (even - odd if MIRRORED else even + odd) * factor
+        b_out = b_out if CHANNELS_LAST else tl.trans(b_out)
         # The centre of an odd number of positions is its own mirror image: stored once.
         m_p = o_m < (LAST + 1) // 2 if MIRRORED else o_m < FOLDED
         o_p = LAST - o_m if MIRRORED else o_m
         o_i = tl.expand_dims(o_p // SIZE_W, 1 - COLUMN)
         o_j = tl.expand_dims(o_p % SIZE_W, 1 - COLUMN)
         m_out = m_n & tl.expand_dims(m_p, 1 - COLUMN)
-        m_out = m_out & (o_h + o_i < height) & (o_w + o_j < width)
-        o_image = offsets(o_b, o_c, o_h, o_w, o_i, o_j, stride_ob, stride_oc, stride_oh, stride_ow)
-        o_out = o_image
-        if targets_ptr is not None:
-            o_out, m_kept = lora_offsets(targets_ptr, o_c, o_h + o_i, o_w + o_j)
-            o_out, m_out = o_out + o_b.to(tl.int64) * stride_lora, m_out & m_kept
-        stored = epilogue_store(
-            y,
+        m_out = m_out & (o_h + o_i < height) & (o_w + o_j < width)  # the last tiles jut out
+        o_image = offsets(
+            o_b, o_c, o_h, o_w, o_i, o_j, (stride_ob, stride_oc, stride_oh, stride_ow)
+        )
+        o_out, o_bias = o_image, o_image
+        if epilogue.bias_strides is not None:
+            stride_bc, stride_bh, stride_bw = epilogue.bias_strides
+            o_bias = offsets(o_b, o_c, o_h, o_w, o_i, o_j, (0, stride_bc, stride_bh, stride_bw))
+        if epilogue.scatter is not None:
+            o_out, m_kept = lora_offsets(epilogue.scatter.table_ptr, o_c, o_h + o_i, o_w + o_j)
+            o_out += o_b.to(tl.int64) * epilogue.scatter.stride_b
+            m_out = m_out & m_kept
+        b_stored = epilogue_store(
+            b_out,
             m_out,
             out_ptr,
             o_out,
-            bias_ptr,
-            offsets(o_b, o_c, o_h, o_w, o_i, o_j, 0, stride_bc, stride_bh, stride_bw),
-            other_ptr,
+            epilogue,
+            o_bias,
             o_image,
-            amax_ptr,
-            token_mean_ptr,
             (o_c * height + o_h + o_i) * width + o_w + o_j,
-            token_std_ptr,
             o_c,
             EPILOGUE,
         )
-        if chunks_ptr is not None:
-            count2, mean2, m22 = moments(stored, m_out, COLUMN)
+        if epilogue.chunks_ptr is not None:
+            count2, mean2, m22 = moments(b_stored, m_out, COLUMN)
             count, mean, m2 = merge_moments(count, mean, m2, count2, mean2, m22)
-    if chunks_ptr is not None:
+    if epilogue.chunks_ptr is not None:
+        # A chunk of a row (sample, channel) is a tile's block of positions: nothing to add up here.
         rows = batch * channels
-        p_chunk = chunks_ptr + (o_n // rows * blocks_m + tl.program_id(0) % blocks_m) * rows
-        p_chunk += o_n % rows
+        i_block = o_n // rows * blocks_m + tl.program_id(0) % blocks_m
+        p_chunk = epilogue.chunks_ptr + i_block * rows + o_n % rows
         plane = columns * blocks_m
         tl.store(p_chunk, count, mask=o_n < columns)
         tl.store(p_chunk + plane, mean, mask=o_n < columns)
@@ -191,19 +184,19 @@ def dft_inverse_triton(
     out: Tensor,
     *,
     bound: Tensor | None = None,
-    sqrt_points: float = 1.0,
-    gain: float = 1.0,
+    sqrt_window_size: float = 1.0,
+    scale: float = 1.0,
     epilogue: EpilogueName = "store",
     bias: Tensor | None = None,
     other: Tensor | None = None,
     amax: Tensor | None = None,
     stats: tuple[Tensor, Tensor] | None = None,
-    targets: LoraScatterTable | None = None,
+    scatter: LoraScatterTable | None = None,
     config: Config | None = None,
 ) -> None:
     """Transform back into the tiles of an image, which must not overlap; what juts out is dropped.
 
-    With y the product times gain / s, what is stored is, by name of the epilogue:
+    With y the product times scale / s, what is stored is, by name of the epilogue:
 
     * ``"store"``: y;
     * ``"tanh_bias"``: tanh(y) + bias;
@@ -216,19 +209,19 @@ def dft_inverse_triton(
             ``dft.folded_inverse_matrix`` makes it; F' at least F, and columns beyond F meet zeros.
             Fastest where F' is a multiple of 16.
         tiling: of ``out``, with ``before`` 0.
-        out: ``[B, C, H, W]``, any strides, any float dtype up to float32; with targets ``[B, E]``,
+        out: ``[B, C, H, W]``, any strides, any float dtype up to float32; with scatter ``[B, E]``,
             contiguous.
-        bound, sqrt_points: as given to :func:`dft_forward_triton` for the
+        bound, sqrt_window_size: as given to :func:`dft_forward_triton` for the
             signal that y was computed from.
-        gain: a factor.
+        scale: a factor.
         epilogue: see above.
         bias: a view ``[C, H, W]``, any strides, for ``"tanh_bias"``; ``[C]``, contiguous, for
             ``"bias_residual"``.
-        other: ``[B, C, H, W]``, of the strides of ``out``; any with targets; may be ``out``.
+        other: ``[B, C, H, W]``, of the strides of ``out``; any with scatter; may be ``out``.
         amax: ``[]`` or ``[1]`` float32, raised to the largest magnitude stored.
         stats: mean and reciprocal standard deviation of what is stored, over (H, W); written,
             ``[B, C]`` float32, contiguous.
-        targets: the image is tokens ``[B, Nw, r, chunk]``, to be scaled and written into LoRA
+        scatter: the image is tokens ``[B, Nw, r, chunk]``, to be scaled and written into LoRA
             tensors as :func:`.detokenize.detokenize` does it.
         config: by default the device's, see :mod:`.tuning`.
 
@@ -236,8 +229,8 @@ def dft_inverse_triton(
         ValueError: no GPU, or the operands do not fit together.
     """
     require_gpu(y, matrix, out)
-    shape = output_shape(out, targets)
-    batch, channels, height, width = shape
+    shape = output_shape(out, scatter)
+    batch, channels, _, _ = shape
     spatial = tiling.tiles_h * tiling.tiles_w
     columns = spatial * batch * channels
     if matrix.ndim != 3 or matrix.shape[:2] != (2, tiling.folded):
@@ -253,13 +246,11 @@ def dft_inverse_triton(
     require_flat("the matrix", matrix, 2 * tiling.folded * inner)
     require_flat("y", y, 2 * bins * columns)
     require_operands(epilogue, shape, bias, other)
-    layout = "tokens" if targets else "last" if out.stride(1) == 1 else "first"
+    layout = "tokens" if scatter else "last" if out.stride(1) == 1 else "first"
     if config is None:
         candidates = SINGLE if matrix.dtype == torch.float32 else HALF
         problem = matrix.dtype, epilogue, layout, tiling.folded, columns, inner
         config = tuning.config(candidates, out.device, "dft_inverse", *problem)
-    bias_strides = bias.stride() if bias is not None and bias.ndim == 3 else (0, 0, 0)
-    strides = image_strides(out, targets, other)
     blocks_m = triton.cdiv(tiling.folded, config.block_m)
     blocks_n = triton.cdiv(columns, config.block_n)
     if blocks_m * blocks_n == 0:
@@ -272,38 +263,20 @@ def dft_inverse_triton(
         matrix_ptr=matrix,
         out_ptr=out,
         bound_ptr=bound,
-        bias_ptr=bias,
-        other_ptr=other,
-        amax_ptr=amax,
-        chunks_ptr=chunks,
-        targets_ptr=targets.table if targets else None,
-        token_mean_ptr=targets.mean if targets else None,
-        token_std_ptr=targets.std if targets else None,
-        stride_ob=strides[0],
-        stride_oc=strides[1],
-        stride_oh=strides[2],
-        stride_ow=strides[3],
-        stride_bc=bias_strides[0],
-        stride_bh=bias_strides[1],
-        stride_bw=bias_strides[2],
-        stride_lora=out.stride(0),
+        epilogue=epilogue_arguments(bias, other, amax, chunks, scatter, out),
+        image_strides=image_strides(out, scatter, other),
+        image_sizes=ImageSizes(*shape),
+        grid=tiling.grid,
         bins=bins,
         inner=inner,
-        batch=batch,
-        channels=channels,
-        height=height,
-        width=width,
         columns=columns,
-        tiles_w=tiling.tiles_w,
-        step_h=tiling.step_h,
-        step_w=tiling.step_w,
-        sqrt_points=sqrt_points,
-        gain=gain,
+        sqrt_window_size=sqrt_window_size,
+        scale=scale,
         SIZE_H=tiling.size_h,
         SIZE_W=tiling.size_w,
         EPILOGUE=epilogue,
         CHANNELS_LAST=layout == "last",
-        ALIGN=math.gcd(16, channels) if targets else alignment(out),
+        ALIGN=math.gcd(16, channels) if scatter else alignment(out),
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,

@@ -29,9 +29,11 @@ from torch import Tensor
 
 from dnd_fast.kernels.lora_scatter import LoraScatterTable
 from dnd_fast.kernels.triton import tuning
+from dnd_fast.kernels.triton.arguments import ImageStrides
 from dnd_fast.kernels.triton.checks import (
     EpilogueName,
     LayerNorm,
+    epilogue_arguments,
     image_strides,
     output_shape,
     require_gpu,
@@ -51,35 +53,10 @@ def _direct_conv_kernel(
     x_ptr,
     weight_ptr,
     out_ptr,
-    mean_ptr,
-    rstd_ptr,
-    gamma_ptr,
-    beta_ptr,
-    bias_ptr,
-    other_ptr,
-    amax_ptr,
-    chunks_ptr,
-    targets_ptr,
-    token_mean_ptr,
-    token_std_ptr,
-    stride_xb,
-    stride_xc,
-    stride_xh,
-    stride_xw,
-    stride_ob,
-    stride_oc,
-    stride_oh,
-    stride_ow,
-    stride_sb,
-    stride_sh,
-    stride_sw,
-    stride_gc,
-    stride_gh,
-    stride_gw,
-    stride_bc,
-    stride_bh,
-    stride_bw,
-    stride_lora,
+    norm,
+    epilogue,
+    x_strides,
+    image_strides,
     channels_in,
     channels_out,
     height,
@@ -92,6 +69,8 @@ def _direct_conv_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    stride_xb, stride_xc, stride_xh, stride_xw = x_strides
+    stride_ob, stride_oc, stride_oh, stride_ow = image_strides
     # Blocks of output channels are neighbours: they read the same windows.
     blocks_n, tiles_w = tl.cdiv(channels_out, BLOCK_N), tl.cdiv(width, BLOCK_W)
     i_n = tl.program_id(0) % blocks_n
@@ -130,18 +109,19 @@ def _direct_conv_kernel(
         p_x = x_ptr + i_b * stride_xb + o_c.to(tl.int64) * stride_xc
         p_x += o_y.to(tl.int64) * stride_xh + o_x.to(tl.int64) * stride_xw
         b_x = tl.load(p_x, mask=m_x, other=0.0)  # [M, K]
-        if mean_ptr is not None:
+        if norm is not None:
+            stride_sb, stride_sh, stride_sw = norm.stats_strides
+            stride_gc, stride_gh, stride_gw = norm.affine_strides
             o_stats = o_y * stride_sh + o_x * stride_sw
-            o_affine = o_c * stride_gc + o_y * stride_gh + o_x * stride_gw
             b_x = layer_norm_on_load(
                 b_x,
                 m_x,
-                mean_ptr + i_b * stride_sb,
-                rstd_ptr + i_b * stride_sb,
-                gamma_ptr,
-                beta_ptr,
+                norm.mean_ptr + i_b * stride_sb,
+                norm.rstd_ptr + i_b * stride_sb,
+                norm.weight_ptr,
+                norm.bias_ptr,
                 tl.broadcast_to(o_stats, m_x.shape),
-                o_affine,
+                o_c * stride_gc + o_y * stride_gh + o_x * stride_gw,
             )
         acc = tl.dot(b_x.to(b_w.dtype), b_w, acc, input_precision="ieee")  # [M, N]
 
@@ -149,33 +129,32 @@ def _direct_conv_kernel(
     m_out = (o_h < height) & (o_w < width) & m_n
     o_c = tl.minimum(o_n, channels_out - 1)  # a channel that exists
     o_image = i_b * stride_ob + o_n * stride_oc + o_h * stride_oh + o_w * stride_ow
-    o_out = o_image
-    if targets_ptr is not None:
-        o_out, m_kept = lora_offsets(targets_ptr, o_c, o_h, o_w)
-        o_out, m_out = o_out + i_b * stride_lora, m_out & m_kept
-    stored = epilogue_store(
+    o_out, o_bias = o_image, o_image
+    if epilogue.bias_strides is not None:
+        stride_bc, stride_bh, stride_bw = epilogue.bias_strides
+        o_bias = o_n * stride_bc + o_h * stride_bh + o_w * stride_bw
+    if epilogue.scatter is not None:
+        o_out, m_kept = lora_offsets(epilogue.scatter.table_ptr, o_c, o_h, o_w)
+        o_out, m_out = o_out + i_b * epilogue.scatter.stride_b, m_out & m_kept
+    b_stored = epilogue_store(
         acc,
         m_out,
         out_ptr,
         o_out,
-        bias_ptr,
-        o_n * stride_bc + o_h * stride_bh + o_w * stride_bw,
-        other_ptr,
+        epilogue,
+        o_bias,
         o_image,
-        amax_ptr,
-        token_mean_ptr,
         (o_c * height + o_h) * width + o_w,
-        token_std_ptr,
         o_c,
         EPILOGUE,
     )
-    if chunks_ptr is not None:
-        count, mean, m2 = moments(stored, m_out, 0)
+    if epilogue.chunks_ptr is not None:
+        count, mean, m2 = moments(b_stored, m_out, 0)
         o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
         m_n = o_n < channels_out
         tiles = tl.cdiv(height, BLOCK_H) * tiles_w
         rows = tl.num_programs(0) // (blocks_n * tiles) * channels_out
-        p_chunk = chunks_ptr + i_tile % tiles * rows + i_b * channels_out + o_n
+        p_chunk = epilogue.chunks_ptr + i_tile % tiles * rows + i_b * channels_out + o_n
         tl.store(p_chunk, count, mask=m_n)
         tl.store(p_chunk + tiles * rows, mean, mask=m_n)
         tl.store(p_chunk + 2 * tiles * rows, m2, mask=m_n)
@@ -230,7 +209,7 @@ def direct_conv2d(
     other: Tensor | None = None,
     amax: Tensor | None = None,
     stats: tuple[Tensor, Tensor] | None = None,
-    targets: LoraScatterTable | None = None,
+    scatter: LoraScatterTable | None = None,
     config: DirectConvConfig | None = None,
 ) -> None:
     """Convolve with stride 1 and "same" padding.
@@ -247,17 +226,17 @@ def direct_conv2d(
         packed: ``[k k, C', C]`` by :func:`pack_weight`; float16, bfloat16 or float32. Products are
             taken in its dtype and summed in float32.
         out: ``[B, C', H, W]``, any strides, any float dtype up to float32; apart from x; with
-            targets ``[B, E]``, contiguous.
+            scatter ``[B, E]``, contiguous.
         kernel: k, odd.
         norm: applied to x first.
         epilogue: see above.
         bias: a view ``[C', H, W]``, any strides, for ``"tanh_bias"``; ``[C']``, contiguous, for
             ``"bias_residual"``.
-        other: ``[B, C', H, W]``, of the strides of ``out``; any with targets; may be ``out``.
+        other: ``[B, C', H, W]``, of the strides of ``out``; any with scatter; may be ``out``.
         amax: ``[]`` or ``[1]`` float32, raised to the largest magnitude stored.
         stats: mean and reciprocal standard deviation of what is stored, over (H, W); written,
             ``[B, C']`` float32, contiguous.
-        targets: the image is tokens ``[B, Nw, r, chunk]``, to be scaled and written into LoRA
+        scatter: the image is tokens ``[B, Nw, r, chunk]``, to be scaled and written into LoRA
             tensors as :func:`.detokenize.detokenize` does it.
         config: by default the device's, see :mod:`.tuning`.
 
@@ -271,7 +250,7 @@ def direct_conv2d(
     shape = (batch, channels_out, height, width)
     for name, found, expected in (
         ("packed", tuple(packed.shape), (kernel * kernel, channels_out, channels_in)),
-        ("out", output_shape(out, targets), shape),
+        ("out", output_shape(out, scatter), shape),
     ):
         if found != expected:
             raise ValueError(
@@ -281,7 +260,7 @@ def direct_conv2d(
     if config is None:
         candidates = SINGLE if packed.dtype == torch.float32 else HALF
         layout = "last" if x.stride(1) == 1 else "first"
-        normed, written = "normed" if norm else "plain", "tokens" if targets else epilogue
+        normed, written = "normed" if norm else "plain", "tokens" if scatter else epilogue
         words = packed.dtype, normed, layout, written
         sizes = batch * height * width, channels_out, channels_in, kernel
         config = tuning.config(candidates, x.device, "direct_conv", *words, *sizes)
@@ -296,43 +275,14 @@ def direct_conv2d(
     chunks = None
     if stats is not None:
         chunks = x.new_empty(3, tiles, batch * channels_out, dtype=torch.float32)
-    norm_strides = norm.stats_strides if norm else (0,) * 4
-    affine = norm.affine_strides if norm else (0,) * 4
-    bias_strides = bias.stride() if bias is not None and bias.ndim == 3 else (0, 0, 0)
-    out_strides = image_strides(out, targets, other)
     _direct_conv_kernel[(blocks,)](
         x_ptr=x,
         weight_ptr=packed,
         out_ptr=out,
-        mean_ptr=norm.mean if norm else None,
-        rstd_ptr=norm.rstd if norm else None,
-        gamma_ptr=norm.weight if norm else None,
-        beta_ptr=norm.bias if norm else None,
-        bias_ptr=bias,
-        other_ptr=other,
-        amax_ptr=amax,
-        chunks_ptr=chunks,
-        targets_ptr=targets.table if targets else None,
-        token_mean_ptr=targets.mean if targets else None,
-        token_std_ptr=targets.std if targets else None,
-        stride_xb=x.stride(0),
-        stride_xc=x.stride(1),
-        stride_xh=x.stride(2),
-        stride_xw=x.stride(3),
-        stride_ob=out_strides[0],
-        stride_oc=out_strides[1],
-        stride_oh=out_strides[2],
-        stride_ow=out_strides[3],
-        stride_sb=norm_strides[0],
-        stride_sh=norm_strides[2],
-        stride_sw=norm_strides[3],
-        stride_gc=affine[1],
-        stride_gh=affine[2],
-        stride_gw=affine[3],
-        stride_bc=bias_strides[0],
-        stride_bh=bias_strides[1],
-        stride_bw=bias_strides[2],
-        stride_lora=out.stride(0),
+        norm=norm.arguments() if norm else None,
+        epilogue=epilogue_arguments(bias, other, amax, chunks, scatter, out),
+        x_strides=ImageStrides(*x.stride()),
+        image_strides=image_strides(out, scatter, other),
         channels_in=channels_in,
         channels_out=channels_out,
         height=height,

@@ -72,14 +72,14 @@ class PackedWeight:
     Attributes:
         weight: ``[F, 2, C', C]``, float32, float16 or int8, or raw: ``[C', C, k, k]``, transformed
             at every use.
-        gain: by which products are multiplied so that they stay in range.
-        ungain: by which results are multiplied in turn.
+        scale: by which products are multiplied so that they stay in range.
+        inverse_scale: by which results are multiplied in turn.
         bound: of a raw weight: a power of two, as :func:`transform_weight` takes it.
     """
 
     weight: TransformedWeight | Tensor
-    gain: float = 1.0
-    ungain: float = 1.0
+    scale: float = 1.0
+    inverse_scale: float = 1.0
     bound: Tensor | None = None
 
     @classmethod
@@ -152,13 +152,13 @@ def convolve(
     signal = workspace.take("signal", (plan.bins, 3, tiles, x.shape[1]), x, dtype)
     product = workspace.take("product", (plan.bins, 2, tiles, packed.channels_out), x, dtype)
     into, back = input_matrix(plan, dtype, x.device), output_matrix(plan, dtype, x.device)
-    scaling = {"bound": bound, "sqrt_points": math.sqrt(plan.points)}
+    scaling = {"bound": bound, "sqrt_window_size": math.sqrt(plan.window_size)}
     dft_forward_triton(x, into, input_tiling(plan), signal, planes=3, norm=norm, **scaling)
     scale = None if weight.values.dtype != torch.int8 else weight.scale
     scale = None if scale is None else scale[:, 0]
-    bin_gemm(signal, weight.values, product, scale=scale, gain=packed.gain)
+    bin_gemm(signal, weight.values, product, weight_scale=scale, scale=packed.scale)
     dft_inverse_triton(
-        product, back, output_tiling(plan), out, gain=packed.ungain, **scaling, **epilogue
+        product, back, output_tiling(plan), out, scale=packed.inverse_scale, **scaling, **epilogue
     )
 
 
@@ -214,7 +214,7 @@ def weight_gradient_triton(
         if dtype != torch.float16:
             dft_forward_triton(image, matrix, tiling, out, planes=planes)
             return out, 1.0
-        scale = power_of_two_below(FP16_LIMIT, largest(image) * math.sqrt(plan.points))
+        scale = power_of_two_below(FP16_LIMIT, largest(image) * math.sqrt(plan.window_size))
         dft_forward_triton(image, matrix, tiling, out, planes=planes, bound=FP16_LIMIT / scale)
         return out, scale
 

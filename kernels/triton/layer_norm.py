@@ -59,18 +59,21 @@ def _merge_kernel(
     m_row = o_row < rows
     plane = chunks * rows
     count = tl.zeros((BLOCK_ROWS,), tl.float32)
-    mean = tl.load(chunks_ptr + plane + o_row, mask=m_row, other=0.0)  # near the others
+    # The first chunk's mean, which is near the others; with a count of 0 it has no weight.
+    mean = tl.load(chunks_ptr + plane + o_row, mask=m_row, other=0.0)  # [ROWS]
     m2 = tl.zeros((BLOCK_ROWS,), tl.float32)
-    for start in range(0, chunks, BLOCK_CHUNKS):
-        o_chunk = start + tl.arange(0, BLOCK_CHUNKS)
+    for i_chunk in range(0, chunks, BLOCK_CHUNKS):
+        o_chunk = i_chunk + tl.arange(0, BLOCK_CHUNKS)
         m_chunk = (o_chunk < chunks)[:, None] & m_row[None, :]
         p_chunk = chunks_ptr + o_chunk[:, None] * rows + o_row[None, :]
         b_count = tl.load(p_chunk, mask=m_chunk, other=0.0)  # [CHUNKS, ROWS]
-        offset = tl.load(p_chunk + plane, mask=m_chunk, other=0.0) - mean[None, :]
-        b_m2 = tl.load(p_chunk + 2 * plane, mask=m_chunk, other=0.0)
+        b_mean = tl.load(p_chunk + plane, mask=m_chunk, other=0.0)  # [CHUNKS, ROWS]
+        b_m2 = tl.load(p_chunk + 2 * plane, mask=m_chunk, other=0.0)  # [CHUNKS, ROWS]
+        # Means are averaged relative to one of them: their own sum would lose small differences.
+        b_difference = b_mean - mean[None, :]
         count2 = tl.sum(b_count, 0)
-        shift = tl.sum(b_count * offset, 0) / tl.maximum(count2, 1.0)
-        spread = offset - shift[None, :]
+        shift = tl.sum(b_count * b_difference, 0) / tl.maximum(count2, 1.0)
+        spread = b_difference - shift[None, :]
         m22 = tl.sum(b_m2 + b_count * spread * spread, 0)
         count, mean, m2 = merge_moments(count, mean, m2, count2, mean + shift, m22)
     tl.store(mean_ptr + o_row, mean, mask=m_row)
@@ -79,13 +82,18 @@ def _merge_kernel(
 
 @dataclass(frozen=True)
 class Config:
-    """``block``: elements of a chunk."""
+    """How rows are cut.
+
+    Attributes:
+        block: Elements of a chunk.
+        num_warps: Warps of a program.
+    """
 
     block: int
     num_warps: int
 
 
-# What tuning tries, the default first.
+# Configs that tuning tries, the default first.
 CANDIDATES = (
     Config(block=8192, num_warps=8),
     Config(block=4096, num_warps=4),
@@ -97,14 +105,14 @@ def layer_norm_stats(x: Tensor, *, config: Config | None = None) -> tuple[Tensor
     """Mean and reciprocal standard deviation over (L, C).
 
     Args:
-        x: ``[B, N, L, C]``, contiguous, any float dtype up to float32.
-        config: how the rows are cut; by default the device's, see :mod:`.tuning`.
+        x: Tensor ``[B, N, L, C]``, contiguous, any float dtype up to float32.
+        config: How the rows are cut; by default what :mod:`.tuning` has for the device.
 
     Returns:
-        mean and rstd, ``[B, N]`` float32.
+        Mean and rstd, ``[B, N]`` float32.
 
     Raises:
-        ValueError: no GPU, or x is not contiguous.
+        ValueError: There is no GPU, or x is not contiguous.
     """
     require_gpu(x)
     if not x.is_contiguous():
@@ -131,22 +139,23 @@ def layer_norm_stats(x: Tensor, *, config: Config | None = None) -> tuple[Tensor
 
 
 def merge_chunks(chunks: Tensor, mean: Tensor, rstd: Tensor) -> None:
-    """Statistics of rows from those of their chunks.
+    """Merge the statistics of a row's chunks into the row's.
 
     Args:
-        chunks: ``[3, chunks, rows]`` float32, contiguous: counts, means and sums of squared
-            deviations, zeros for an empty chunk; each row's first chunk has elements.
-        mean, rstd: written; any shape with as many elements as there are rows, float32, contiguous.
+        chunks: Counts, means and sums of squared deviations ``[3, chunks, rows]``, float32,
+            contiguous; zeros for an empty chunk. Each row's first chunk has elements.
+        mean: Receives the means; float32, contiguous, of as many elements as there are rows.
+        rstd: Receives the reciprocal standard deviations; of mean's shape.
 
     Raises:
-        ValueError: the tensors do not fit together.
+        ValueError: The tensors do not fit together.
     """
     _, count, rows = chunks.shape
     require_shape("rstd", rstd, tuple(mean.shape))
     require_shape("mean", mean.view(-1), (rows,))
     if rows == 0:
         return
-    _merge_kernel[(triton.cdiv(rows, 8),)](  # eight floats are what memory gives at a time
+    _merge_kernel[(triton.cdiv(rows, 8),)](  # memory gives eight floats at a time
         chunks_ptr=chunks,
         mean_ptr=mean,
         rstd_ptr=rstd,

@@ -1,8 +1,8 @@
 """What several kernels do on the GPU: ranges, LayerNorm, epilogues, offsets.
 
-In float16 a power of two keeps values in range: s = 2^floor(log2(2^14 / (bound sqrt_points))), for
-values of at most ``bound`` whose sums grow at most sqrt_points times as large. ``bound`` stays on
-the device.
+In float16 a power of two keeps values in range: s = 2^floor(log2(2^14 / (bound sqrt_window_size))),
+for values of at most ``bound`` whose sums grow at most sqrt_window_size times as large. ``bound``
+stays on the device.
 """
 
 # mypy: disable-error-code="import-untyped, no-untyped-def"
@@ -14,93 +14,87 @@ import triton.language as tl
 
 
 @triton.jit
-def tanh(x):
+def tanh(b_x):
     """Of float32: Lambert's continued fraction near 0, where 1 - tanh would cancel."""
-    square = x * x
-    small = x * (945.0 + square * (105.0 + square)) / (945.0 + square * (420.0 + square * 15.0))
-    large = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(x)) + 1.0)  # exactly 1 once exp overflows
-    return tl.where(tl.abs(x) < 0.6, small, tl.where(x < 0.0, -large, large))
+    square = b_x * b_x
+    small = b_x * (945.0 + square * (105.0 + square)) / (945.0 + square * (420.0 + square * 15.0))
+    large = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(b_x)) + 1.0)  # exactly 1 once exp overflows
+    return tl.where(tl.abs(b_x) < 0.6, small, tl.where(b_x < 0.0, -large, large))
 
 
 @triton.jit
-def range_scale(bound_ptr, sqrt_points):
+def range_scale(bound_ptr, sqrt_window_size):
     """The power of two s of the module's docstring; 1 without a bound or for a bound of 0."""
     scale = 1.0
     if bound_ptr is not None:
-        largest = tl.load(bound_ptr) * sqrt_points
+        largest = tl.load(bound_ptr) * sqrt_window_size
         # Within 2^-100 .. 2^100, so that its inverse and products with it stay finite.
         ratio = tl.minimum(tl.maximum(16384.0 / largest, 2.0**-100), 2.0**100)
+        # Without its mantissa a float is the power of two below it.
         power = (ratio.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
         scale = tl.where(largest > 0.0, power, 1.0)
     return scale
 
 
 @triton.jit
-def layer_norm_on_load(b_x, m_x, mean_ptr, rstd_ptr, gamma_ptr, beta_ptr, o_stats, o_affine):
+def layer_norm_on_load(b_x, m_x, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, o_stats, o_affine):
     """A loaded block, normalised, in float32; where the mask hides padding every factor is 0."""
     b_mean = tl.load(mean_ptr + o_stats, mask=m_x, other=0.0)
     b_rstd = tl.load(rstd_ptr + o_stats, mask=m_x, other=0.0)
-    b_gamma = tl.load(gamma_ptr + o_affine, mask=m_x, other=0.0).to(tl.float32)
-    b_beta = tl.load(beta_ptr + o_affine, mask=m_x, other=0.0).to(tl.float32)
-    return (b_x.to(tl.float32) - b_mean) * b_rstd * b_gamma + b_beta
+    b_weight = tl.load(weight_ptr + o_affine, mask=m_x, other=0.0).to(tl.float32)
+    b_bias = tl.load(bias_ptr + o_affine, mask=m_x, other=0.0).to(tl.float32)
+    return (b_x.to(tl.float32) - b_mean) * b_rstd * b_weight + b_bias
 
 
 @triton.jit
 def epilogue_store(
-    y,
-    m_y,
-    out_ptr,
-    o_out,
-    bias_ptr,
-    o_bias,
-    other_ptr,
-    o_other,
-    amax_ptr,
-    token_mean_ptr,
-    o_token,
-    token_std_ptr,
-    o_c,
-    EPILOGUE: tl.constexpr,
+    b_y, m_y, out_ptr, o_out, epilogue, o_bias, o_other, o_token, o_c, EPILOGUE: tl.constexpr
 ):
     """Apply an epilogue to a float32 block, scale it as tokens are if there is a mean, store it and
-    note its largest magnitude; what was stored is returned, in float32. Channels o_c must exist."""
+    note its largest magnitude; what was stored is returned, in float32.
+
+    ``epilogue`` is an :class:`.arguments.EpilogueArguments`. Channels o_c must exist: what belongs
+    to them is loaded without a mask.
+    """
     if EPILOGUE == "tanh_bias":
-        y = tanh(y) + tl.load(bias_ptr + o_bias, mask=m_y, other=0.0).to(tl.float32)
+        b_y = tanh(b_y)
+        b_y += tl.load(epilogue.bias_ptr + o_bias, mask=m_y, other=0.0).to(tl.float32)
     elif EPILOGUE == "mix":
-        y = (y + tl.load(other_ptr + o_other, mask=m_y, other=0.0).to(tl.float32)) / 3.0
+        b_other = tl.load(epilogue.other_ptr + o_other, mask=m_y, other=0.0)
+        b_y = (b_y + b_other.to(tl.float32)) / 3.0
     elif EPILOGUE == "bias_residual":
-        y += tl.load(bias_ptr + o_c).to(tl.float32)
-        if other_ptr is not None:
-            y += tl.load(other_ptr + o_other, mask=m_y, other=0.0).to(tl.float32)
-    if token_mean_ptr is not None:
-        y = y * tl.load(token_std_ptr + o_c) + tl.load(
-            token_mean_ptr + o_token, mask=m_y, other=0.0
-        )
-    b_out = y.to(out_ptr.dtype.element_ty)
+        b_y += tl.load(epilogue.bias_ptr + o_c).to(tl.float32)
+        if epilogue.other_ptr is not None:
+            b_y += tl.load(epilogue.other_ptr + o_other, mask=m_y, other=0.0).to(tl.float32)
+    if epilogue.scatter is not None and epilogue.scatter.mean_ptr is not None:
+        b_std = tl.load(epilogue.scatter.std_ptr + o_c)
+        b_y = b_y * b_std + tl.load(epilogue.scatter.mean_ptr + o_token, mask=m_y, other=0.0)
+    b_out = b_y.to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + o_out, b_out, mask=m_y)
-    y = b_out.to(tl.float32)
-    if amax_ptr is not None:
-        largest = tl.max(tl.where(m_y, tl.abs(y), 0.0))
-        tl.atomic_max(amax_ptr, largest, sem="relaxed")
-    return y
+    b_y = b_out.to(tl.float32)  # as the next convolution will read it: rounded
+    if epilogue.amax_ptr is not None:
+        largest = tl.max(tl.where(m_y, tl.abs(b_y), 0.0))
+        # Programs need no order among themselves: a maximum has none.
+        tl.atomic_max(epilogue.amax_ptr, largest, sem="relaxed")
+    return b_y
 
 
 @triton.jit
-def lora_offsets(targets_ptr, o_c, o_h, o_w):
+def lora_offsets(table_ptr, o_c, o_h, o_w):
     """Where elements (h, w) of tokens c go in the LoRA tensors, and which columns w are kept."""
-    p_target = targets_ptr + o_c * 4
-    o_out = tl.load(p_target) + o_h * tl.load(p_target + 2) + o_w * tl.load(p_target + 3)
-    return o_out, o_w < tl.load(p_target + 1)
+    p_token = table_ptr + o_c * 4
+    o_out = tl.load(p_token) + o_h * tl.load(p_token + 2) + o_w * tl.load(p_token + 3)
+    return o_out, o_w < tl.load(p_token + 1)
 
 
 @triton.jit
-def moments(x, m_x, AXIS: tl.constexpr):
+def moments(b_x, m_x, AXIS: tl.constexpr):
     """Count, mean and sum of squared deviations along an axis of a float32 block, where the mask
     is; all 0 where it nowhere is. A mean far from zero does no harm."""
     count = tl.sum(m_x.to(tl.float32), AXIS)
     divisor = tl.maximum(count, 1.0)
-    mean = tl.sum(tl.where(m_x, x, 0.0), AXIS) / divisor
-    deviation = tl.where(m_x, x - tl.expand_dims(mean, AXIS), 0.0)
+    mean = tl.sum(tl.where(m_x, b_x, 0.0), AXIS) / divisor
+    deviation = tl.where(m_x, b_x - tl.expand_dims(mean, AXIS), 0.0)
     correction = tl.sum(deviation, AXIS) / divisor  # of what the first sum has lost
     m2 = tl.sum(deviation * deviation, AXIS) - count * correction * correction
     return count, mean + correction, m2
@@ -108,7 +102,7 @@ def moments(x, m_x, AXIS: tl.constexpr):
 
 @triton.jit
 def merge_moments(count, mean, m2, count2, mean2, m22):
-    """Of two disjoint sets (Chan, Golub and LeVeque, 1979)."""
+    """Moments of the union of two disjoint sets (Chan, Golub and LeVeque, 1979)."""
     total = count + count2
     share = count2 / tl.maximum(total, 1.0)
     difference = mean2 - mean
@@ -126,8 +120,13 @@ def known_multiple(x, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def offsets(o_b, o_c, o_h, o_w, o_i, o_j, stride_b, stride_c, stride_h, stride_w):
-    """Of positions (i, j) of tiles that begin at (h, w), in 64 bits: one sum of two vectors."""
+def offsets(o_b, o_c, o_h, o_w, o_i, o_j, strides):
+    """Offsets of positions (i, j) of tiles that begin at (h, w), in 64 bits.
+
+    ``strides`` are along (b, c, h, w). A matrix of offsets is one sum of two vectors, of which one
+    belongs to the columns and the other to the positions.
+    """
+    stride_b, stride_c, stride_h, stride_w = strides
     o_tile = o_b.to(tl.int64) * stride_b + o_c.to(tl.int64) * stride_c
     o_tile += o_h.to(tl.int64) * stride_h + o_w.to(tl.int64) * stride_w
     return o_tile + (o_i * stride_h + o_j * stride_w)

@@ -103,8 +103,8 @@ def test_a_pass_is_tuned_and_unchanged(monkeypatch):
     )
     mixed = (*direct.convolutions[:1], *tiled.convolutions[1:2], *direct.convolutions[2:])
     decoder.set_plan(dataclasses.replace(direct, convolutions=mixed))  # a_height adds
-    targets = LoraScatterTable.make({"x.lora_A.weight": (6, 14)}, 7)
-    decoder.make_engine(targets)
+    scatter = LoraScatterTable.make({"x.lora_A.weight": (6, 14)}, 7)
+    decoder.make_engine(scatter)
     x, results = torch.randn(1, *FEATURES[0]).half(), []
 
     @torch.no_grad()
@@ -169,18 +169,18 @@ def run_every_kernel():
             scales = meta(n, rank, chunk, dtype=torch.float32), meta(n, 1, 1, dtype=torch.float32)
             table = meta(n, 4, dtype=torch.int32)
             shapes = {"x.lora_A.weight": (rank, n * chunk)}
-            targets = LoraScatterTable(shapes, rank, chunk, table, *scales)
-            hyper_conv_block_triton(meta(1, *features[0]), block, Workspace(), targets=targets)
+            scatter = LoraScatterTable(shapes, rank, chunk, table, *scales)
+            hyper_conv_block_triton(meta(1, *features[0]), block, Workspace(), scatter=scatter)
     for channels in (64, 25):
         for dtype in (torch.float16, torch.float32):
             x, dy = (meta(40, planes, 9, channels, dtype=dtype) for planes in (3, 2))
             out = meta(40, 2, channels, channels, dtype=torch.float32)
             tune.triton_conv.bin_gemm_weight_gradient(dy, x, out)
-    targets = LoraScatterTable.make({"x.lora_A.weight": (16, 2048)}, 512, "meta")
+    scatter = LoraScatterTable.make({"x.lora_A.weight": (16, 2048)}, 512, "meta")
     for border in (0, 2):
         tokens = meta(1, 4, 16 + border, 512 + border)
-        out = meta(1, targets.elements, dtype=torch.float32)
-        detokenize.detokenize(tokens, dataclasses.replace(targets, border=border > 0), out)
+        out = meta(1, scatter.elements, dtype=torch.float32)
+        detokenize.detokenize(tokens, dataclasses.replace(scatter, border=border > 0), out)
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ class Sized:
             options["other"] = other
         return out.fill_(torch.nan), options
 
-    def targets(self):
+    def scatter(self):
         """For the layer-wise convolution's result as tokens, half of A and half of B, scaled."""
         shape = self.plans["layerwise"].shape
         count, rank, chunk = shape.channels_out, shape.height, shape.width
@@ -191,5 +191,5 @@ def sized(request):
     if request.param == "tiny":  # several tiles along most axes, as in a recipe
         for name, each in plans.items():
             tiles = FFTConvPlan.make(each.shape.height, each.shape.width, kernel, 4, 4)
-            plans[name] = replace(each, tiles=tiles)
+            plans[name] = replace(each, fft_plan=tiles)
     return Sized(device, dtype, features, plans, layout)

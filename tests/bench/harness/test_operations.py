@@ -41,7 +41,7 @@ def test_stated_bytes_are_those_of_the_operands():
     """Counted from the shapes that a product of bins has, by hand."""
     choice = plan_decoder([(4, 30, 8), (5, 20, 6)], 5, PROFILES["cpu"], algorithm="fft")
     choice = choice.convolutions[0]
-    tiles, bins = 2 * choice.tiles.tiles, choice.tiles.bins
+    tiles, bins = 2 * choice.fft_plan.tiles, choice.fft_plan.bins
     by_name = {each.name: each for each in bench.torch_operations(choice, 2)}
     signal, product = bins * 3 * tiles * 8, bins * 2 * tiles * 6
     assert by_name["bin_gemm"].bytes_moved == 4 * (signal + bins * 2 * 6 * 8 + product)
@@ -76,14 +76,14 @@ def test_triton_operations_run(algorithm, names):
 def test_other_triton_operations_run():
     recipe = Recipe.load("demo")
     spec = recipe.decoder
-    targets = bench.recipe_targets(recipe, CPU)
-    assert not targets.border
+    scatter = bench.recipe_scatter(recipe, CPU)
+    assert not scatter.border
     last = plan_decoder(spec.features, 3, PROFILES["cpu"], algorithm="fft").convolutions[-1]
-    last_synthesis = list(bench.triton_operations(last, 1, torch.float32, CPU, targets))[2]
+    last_synthesis = list(bench.triton_operations(last, 1, torch.float32, CPU, scatter))[2]
     last_synthesis.make()()
-    product = 4 * last.tiles.bins * 2 * last.tiles.tiles * len(targets.table)
-    assert last_synthesis.bytes_moved == product + 4 * (targets.elements + targets.mean.numel())
-    found = list(bench.other_operations(spec, targets, 1, torch.float32, CPU))
+    product = 4 * last.fft_plan.bins * 2 * last.fft_plan.tiles * len(scatter.table)
+    assert last_synthesis.bytes_moved == product + 4 * (scatter.elements + scatter.mean.numel())
+    found = list(bench.other_operations(spec, scatter, 1, torch.float32, CPU))
     assert [each.name for each in found] == ["layer_norm_stats", "detokenize"]
     for operation in found:
         operation.make()()

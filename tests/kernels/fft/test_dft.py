@@ -27,7 +27,7 @@ def test_forward_is_the_fft(sizes):
     plan = FFTConvPlan.make(*sizes)
     n1, n2 = plan.height.dft, plan.width.dft
     x = torch.randn(n1, n2, dtype=torch.float64)
-    found = dft_forward(x.T[..., None], plan, (tuple(range(n2)), tuple(range(n1))), unit=True)
+    found = dft_forward(x.T[..., None], plan, (tuple(range(n2)), tuple(range(n1))), norm="ortho")
     whole = torch.fft.fft2(x, norm="ortho").flatten()
     kept = torch.complex(found[:, 0, 0], found[:, 1, 0])
     nearest = (whole[:, None] - kept).abs().min(dim=0).values
@@ -52,10 +52,12 @@ def test_folded_matrices_convolve(sizes):
         even, odd = (flat + mirrored)[:half], (flat - mirrored)[:half]
         return torch.complex(first[:, :half] @ even, second[:, :half] @ odd)
 
-    plain = dft_forward(x.T[..., None], plan, inputs, unit=True)[..., 0]
+    plain = dft_forward(x.T[..., None], plan, inputs, norm="ortho")[..., 0]
     response = dft_forward(weight.T[..., None], plan, plan.taps, unit=False)[..., 0]
     product = torch.complex(*plain.unbind(1)) * torch.complex(*response.unbind(1))
-    expected = dft_inverse(torch.view_as_real(product)[..., None], plan, kept, unit=True)[..., 0].T
+    expected = dft_inverse(torch.view_as_real(product)[..., None], plan, kept, norm="ortho")[
+        ..., 0
+    ].T
 
     torch.testing.assert_close(
         torch.view_as_real(fold(weight, plan.taps, False)), response, rtol=0, atol=1e-12

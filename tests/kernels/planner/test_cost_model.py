@@ -64,11 +64,11 @@ def test_weight_bytes_are_those_of_the_weights_as_kept(weights):
     plan = plan_decoder([[3, 9, 20], [4, 8, 18]], 5, CPU, weights=weights, algorithm="fft")
     for choice in plan.convolutions:
         shape = choice.shape
-        assert isinstance(choice.tiles, FFTConvPlan)
+        assert isinstance(choice.fft_plan, FFTConvPlan)
         kept = torch.randn(shape.channels_out, shape.channels_in, 5, 5)
         if weights != "streamed":
             dtype = torch.int8 if weights == "int8" else None
-            kept = transform_weight(kept, choice.tiles, dtype=dtype)
+            kept = transform_weight(kept, choice.fft_plan, dtype=dtype)
         assert choice.weight_bytes == kept.nbytes
 
 
@@ -76,7 +76,7 @@ def test_weight_bytes_are_those_of_the_weights_as_kept(weights):
 def test_predicted_to_pay(profile):
     free = plan_decoder(RECIPE.features, 9, PROFILES[profile])
     direct = plan_decoder(RECIPE.features, 9, PROFILES[profile], algorithm="direct")
-    assert all(choice.tiles is None for choice in direct.convolutions)
+    assert all(choice.fft_plan is None for choice in direct.convolutions)
     assert free.seconds < direct.seconds / 2
     for chosen, other in zip(free.convolutions, direct.convolutions, strict=True):
         assert chosen.seconds <= other.seconds

@@ -42,7 +42,7 @@ def exact(x, weight):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_multiplies_complex_numbers(shape, dtype):
     x, weight, out = operands(*shape, dtype)
-    bin_gemm(x, weight, out, gain=0.5, config=SMALL)
+    bin_gemm(x, weight, out, scale=0.5, config=SMALL)
     assert error(out, exact(x, weight) / 2) <= BUDGET[dtype]
 
 
@@ -51,7 +51,7 @@ def test_multiplies_complex_numbers(shape, dtype):
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (3, 5, 16, 24), (2, 9, 40, 72)])
 def test_multiplies_by_copied_blocks(shape, dtype):
     x, weight, out = operands(*shape, dtype)
-    bin_gemm(x, weight, out, gain=0.5, config=BinGemmConfig(16, 16, 16, 1, 1, tma=True))
+    bin_gemm(x, weight, out, scale=0.5, config=BinGemmConfig(16, 16, 16, 1, 1, tma=True))
     assert error(out, exact(x, weight) / 2) <= BUDGET[dtype]
 
 
@@ -62,7 +62,7 @@ def test_int8_weights_have_a_scale_per_output_channel(dtype, tma):
     x, _, out = operands(2, 5, 32, 24, dtype)
     weight = torch.randint(-127, 128, (2, 2, 24, 32), dtype=torch.int8)
     scale = torch.rand(2, 24) / 100
-    bin_gemm(x, weight, out, scale=scale, config=BinGemmConfig(16, 16, 16, 1, 1, tma=tma))
+    bin_gemm(x, weight, out, weight_scale=scale, config=BinGemmConfig(16, 16, 16, 1, 1, tma=tma))
     expected = exact(x, weight) * scale.double()[:, None, None, :]
     assert error(out, expected) <= BUDGET[dtype]
 
@@ -131,7 +131,7 @@ def launch(name, capability):
     out = torch.empty(200, 2, tiles, channels_out, dtype=dtype, device="meta")
     scale = torch.empty(200, channels_out, device="meta") if stored == torch.int8 else None
     candidates = module.candidates(x, weight, capability)
-    return candidates, lambda config: bin_gemm(x, weight, out, scale=scale, config=config)
+    return candidates, lambda config: bin_gemm(x, weight, out, weight_scale=scale, config=config)
 
 
 @pytest.mark.codegen
@@ -187,7 +187,7 @@ def test_weight_gradient_compiles_without_spills(
 @pytest.mark.parametrize("shape", [(40, 64, 512, 400), (7, 1, 2048, 512), (5, 61, 125, 67)])
 def test_on_a_gpu(shape, dtype):
     x, weight, out = operands(*shape, dtype, "cuda")
-    bin_gemm(x, weight, out, gain=1 / 64)
+    bin_gemm(x, weight, out, scale=1 / 64)
     assert error(out, exact(x, weight) / 64) <= BUDGET[dtype]
     dy = torch.randn(out.shape, device="cuda").to(dtype)
     gradient = torch.full(weight.shape, torch.nan, device="cuda")
@@ -206,7 +206,7 @@ def test_int8_on_a_gpu(tiles):
     expected = exact(x, weight) * scale.double()[:, None, None, :]
     for capability in (80, module._capability(x)):
         config = module.candidates(x, weight, capability)[0]
-        bin_gemm(x, weight, out.fill_(torch.nan), scale=scale, config=config)
+        bin_gemm(x, weight, out.fill_(torch.nan), weight_scale=scale, config=config)
         assert error(out, expected) <= BUDGET[torch.float16]
 
 
@@ -235,7 +235,7 @@ def test_the_largest_convolutions(sized, name, stored):
         expected *= scale[some].double()[:, None, None, :]
     for capability in {80, module._capability(x)}:
         config = module.candidates(x, weight, capability)[0]
-        bin_gemm(x, weight, out.fill_(torch.nan), scale=scale, gain=1 / 64, config=config)
+        bin_gemm(x, weight, out.fill_(torch.nan), weight_scale=scale, scale=1 / 64, config=config)
         assert out.isfinite().all()
         assert error(out[some], expected) <= BUDGET[torch.float16]
 

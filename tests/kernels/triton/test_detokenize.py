@@ -30,7 +30,7 @@ def fitted(layout):
     return layout
 
 
-def targets_of(layout, device="cpu"):
+def scatter_of(layout, device="cpu"):
     return layout.targets(torch.device(device))
 
 
@@ -42,11 +42,11 @@ def compare(layout, dtype=torch.float32, out_dtype=torch.float32, rtol=1e-5, **o
     rows, columns = layout.token_shape
     tokens = torch.randn(2, columns, layout.num_tokens, rows, device=device).to(dtype)
     tokens = tokens.permute(0, 2, 3, 1)
-    targets = targets_of(layout, device)
-    out = torch.full((2, targets.elements), torch.nan, dtype=out_dtype, device=device)
-    detokenize(tokens, targets, out, **options)
+    scatter = scatter_of(layout, device)
+    out = torch.full((2, scatter.elements), torch.nan, dtype=out_dtype, device=device)
+    detokenize(tokens, scatter, out, **options)
     expected = layout.detokenize(tokens)
-    found = targets.views(out)
+    found = scatter.views(out)
     assert list(found) == list(expected)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name].float(), tensor, rtol=rtol, atol=1e-6)
@@ -54,10 +54,10 @@ def compare(layout, dtype=torch.float32, out_dtype=torch.float32, rtol=1e-5, **o
 
 def test_targets_cover_every_element_once():
     layout = make_layout()
-    targets = targets_of(layout)
-    assert len(targets.table) == layout.num_tokens
-    found = torch.zeros(targets.elements, dtype=torch.int64)
-    for offset, columns, row_stride, column_stride in targets.table.tolist():
+    scatter = scatter_of(layout)
+    assert len(scatter.table) == layout.num_tokens
+    found = torch.zeros(scatter.elements, dtype=torch.int64)
+    for offset, columns, row_stride, column_stride in scatter.table.tolist():
         rows = torch.arange(layout.rank)[:, None] * row_stride
         found[offset + rows + torch.arange(columns) * column_stride] += 1
     assert (found == 1).all()
@@ -65,9 +65,9 @@ def test_targets_cover_every_element_once():
 
 def test_views_are_the_tensors_in_order():
     layout = make_layout()
-    targets = targets_of(layout)
-    whole = torch.arange(targets.elements)
-    views = targets.views(whole)
+    scatter = scatter_of(layout)
+    whole = torch.arange(scatter.elements)
+    views = scatter.views(whole)
     assert {name: tuple(view.shape) for name, view in views.items()} == layout.tensor_shapes()
     assert torch.equal(torch.cat([view.flatten() for view in views.values()]), whole)
 
@@ -84,27 +84,27 @@ def test_more_than_32_bits_of_elements_are_refused():
 
 @pytest.mark.interpret
 def test_wrong_arguments_are_refused():
-    targets = targets_of(make_layout())
-    out = torch.empty(1, targets.elements)
-    tokens = torch.empty(1, len(targets.table), 3, 6)
+    scatter = scatter_of(make_layout())
+    out = torch.empty(1, scatter.elements)
+    tokens = torch.empty(1, len(scatter.table), 3, 6)
     with pytest.raises(ValueError, match="tokens has shape"):
-        detokenize(tokens, replace(targets, border=True), out)
+        detokenize(tokens, replace(scatter, border=True), out)
     with pytest.raises(ValueError, match="out has shape"):
-        detokenize(tokens, targets, out[:, 1:])
+        detokenize(tokens, scatter, out[:, 1:])
     with pytest.raises(ValueError, match="std is missing; expected mean and std together"):
-        replace(targets, mean=tokens[0])
-    mean, std = tokens[0].mT.contiguous().mT, torch.empty(len(targets.table), 1, 1)
+        replace(scatter, mean=tokens[0])
+    mean, std = tokens[0].mT.contiguous().mT, torch.empty(len(scatter.table), 1, 1)
     with pytest.raises(ValueError, match="contiguous, of shape"):
-        replace(targets, mean=mean, std=std)
+        replace(scatter, mean=mean, std=std)
     with pytest.raises(ValueError, match="carry their own mean and std"):
-        replace(targets, mean=tokens[0], std=std, border=True)
+        replace(scatter, mean=tokens[0], std=std, border=True)
 
 
 @pytest.mark.interpret
 def test_an_empty_batch():
-    targets = targets_of(make_layout())
-    tokens = torch.empty(0, len(targets.table), 3, 6)
-    detokenize(tokens, targets, torch.empty(0, targets.elements))
+    scatter = scatter_of(make_layout())
+    tokens = torch.empty(0, len(scatter.table), 3, 6)
+    detokenize(tokens, scatter, torch.empty(0, scatter.elements))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -152,21 +152,21 @@ def test_static_statistics_on_the_gpu():
 @pytest.mark.parametrize("scale", ["none", "static", "border"])
 def test_compiles_without_spills(scale, capability, compiled):
     """Tokens of 16 x 512, as for a 7B model; static ones with every candidate."""
-    targets = LoraScatterTable.make({"x.lora_A.weight": (16, 2048)}, 512, "meta")
+    scatter = LoraScatterTable.make({"x.lora_A.weight": (16, 2048)}, 512, "meta")
     border = 2 * (scale == "border")
-    targets = replace(targets, border=border > 0)
+    scatter = replace(scatter, border=border > 0)
     tokens = torch.empty(1, 4, 16 + border, 512 + border, dtype=torch.bfloat16, device="meta")
-    out = torch.empty(1, targets.elements, device="meta")
+    out = torch.empty(1, scatter.elements, device="meta")
     if scale == "static":
         mean, std = torch.empty(4, 16, 512, device="meta"), torch.empty(4, 1, 1, device="meta")
-        targets = replace(targets, mean=mean, std=std)
+        scatter = replace(scatter, mean=mean, std=std)
     for config in module.CANDIDATES if scale == "static" else module.CANDIDATES[:1]:
         compiled(
             f"{scale}, {config}",
             module,
             "_detokenize_kernel",
             capability,
-            lambda c=config: detokenize(tokens, targets, out, config=c),
+            lambda c=config: detokenize(tokens, scatter, out, config=c),
         )
 
 

@@ -197,11 +197,13 @@ def test_candidates_compile_without_spills(normalised, capability, compiled):
 def test_the_largest_convolutions(sized, name):
     """Some columns of it; all must be written."""
     x, norm, normed = sized.image(name)
-    plan = sized.plans[name].tiles
+    plan = sized.plans[name].fft_plan
     tiling, matrix = input_tiling(plan), input_matrix(plan, torch.float16, sized.device)
     out = poisoned(plan.bins, 3, tiling.columns(x), dtype=torch.float16).to(sized.device)
-    bound, root = normed.abs().max().float(), math.sqrt(plan.points)
-    dft_forward_triton(x, matrix, tiling, out, planes=3, norm=norm, bound=bound, sqrt_points=root)
+    bound, root = normed.abs().max().float(), math.sqrt(plan.window_size)
+    dft_forward_triton(
+        x, matrix, tiling, out, planes=3, norm=norm, bound=bound, sqrt_window_size=root
+    )
     assert out.isfinite().all()
     columns = torch.randint(out.shape[2], (64,), device=sized.device)
     index, inside = sized.positions(tiling, x.shape, columns)

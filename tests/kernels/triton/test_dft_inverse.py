@@ -98,7 +98,7 @@ def test_equals_float64(shape, tiling, order, dtype, name):
     _, expected = epilogues(product, bias.double(), other.double())[name]
     amax = torch.zeros(1)
     dft_inverse_triton(
-        y, matrix, tiling, out, gain=1.5, epilogue=name, amax=amax, config=SMALL, **operands
+        y, matrix, tiling, out, scale=1.5, epilogue=name, amax=amax, config=SMALL, **operands
     )
     assert error(out, expected) <= budget(dtype)
     assert amax.item() == out.abs().max().item()
@@ -139,15 +139,15 @@ def test_tokens_are_written_into_lora_tensors(fitted_layout, fitted):
     torch.manual_seed(0)
     if not fitted:
         fitted_layout.mean = fitted_layout.std = None
-    targets, tiling = fitted_layout.targets(torch.device("cpu")), Tiling(1, 3, 0, 3, 2, 4, 0, 4)
+    scatter, tiling = fitted_layout.targets(torch.device("cpu")), Tiling(1, 3, 0, 3, 2, 4, 0, 4)
     tokens = torch.randn(2, fitted_layout.num_tokens, *fitted_layout.token_shape)
     matrix, y = torch.randn(2, 6, 16), torch.randn(16, 2, tiling.columns(tokens))
-    bias, out = torch.randn(tokens.shape[1]), poisoned(2, targets.elements)
+    bias, out = torch.randn(tokens.shape[1]), poisoned(2, scatter.elements)
     options = {"epilogue": "bias_residual", "bias": bias, "other": tokens, "config": SMALL}
-    dft_inverse_triton(y, matrix, tiling, out, targets=targets, **options)
+    dft_inverse_triton(y, matrix, tiling, out, scatter=scatter, **options)
     exact = synthesis(matrix, y, tiling, tokens) + bias[:, None, None] + tokens
     for name, expected in fitted_layout.detokenize(exact).items():
-        assert error(targets.views(out)[name], expected) <= 1e-6
+        assert error(scatter.views(out)[name], expected) <= 1e-6
 
 
 @pytest.mark.interpret
@@ -213,8 +213,8 @@ def launch(name, dtype, epilogue, config=None, written="image"):
         scales = meta(*out.shape[1:]), meta(out.shape[1], 1, 1)
         table = torch.empty(out.shape[1], 4, dtype=torch.int32, device="meta")
         shapes = {"x.lora_A.weight": (out.shape[2], out.shape[1] * out.shape[3])}
-        options["targets"] = LoraScatterTable(shapes, *out.shape[2:], table, *scales)
-        out = meta(1, options["targets"].elements)
+        options["scatter"] = LoraScatterTable(shapes, *out.shape[2:], table, *scales)
+        out = meta(1, options["scatter"].elements)
     dft_inverse_triton(y, matrix, tiling, out, bound=meta(1), amax=meta(1), **options)
 
 
@@ -278,7 +278,7 @@ def test_candidates_compile_without_spills(capability, compiled):
 def test_the_largest_convolutions(sized, name):
     """Some columns of it; all must be written."""
     out, options = sized.output(name)
-    plan = sized.plans[name].tiles
+    plan = sized.plans[name].fft_plan
     tiling, matrix = output_tiling(plan), output_matrix(plan, torch.float16, sized.device)
     y = torch.randn(plan.bins, 2, tiling.columns(out), device=sized.device).half()
     amax = torch.zeros(1, device=sized.device)
@@ -295,14 +295,14 @@ def test_the_largest_convolutions(sized, name):
 def test_statistics_and_tokens_of_the_largest_convolution(sized, check_stats):
     """The latter as the kernel that reads tokens writes them, but for the tokens' rounding."""
     image, options = sized.output("layerwise")
-    targets = sized.targets()
-    found, expected = poisoned(2, targets.elements, device=sized.device).split(1)
+    scatter = sized.scatter()
+    found, expected = poisoned(2, scatter.elements, device=sized.device).split(1)
     stats = poisoned(2, *image.shape[:2], device=sized.device).unbind()
-    plan = sized.plans["layerwise"].tiles
+    plan = sized.plans["layerwise"].fft_plan
     tiling, matrix = output_tiling(plan), output_matrix(plan, torch.float16, sized.device)
     y = torch.randn(plan.bins, 2, tiling.columns(image), device=sized.device).half()
     dft_inverse_triton(y, matrix, tiling, image, stats=stats, **options)
-    dft_inverse_triton(y, matrix, tiling, found, targets=targets, **options)
+    dft_inverse_triton(y, matrix, tiling, found, scatter=scatter, **options)
     check_stats(stats, image)
-    detokenize(image, targets, expected)
+    detokenize(image, scatter, expected)
     assert error(found, expected.double()) <= torch.finfo(sized.dtype).eps

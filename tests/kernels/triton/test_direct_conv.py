@@ -171,16 +171,16 @@ def test_statistics_of_what_is_stored(order, dtype, check_stats):
 
 @pytest.mark.interpret
 def test_tokens_are_written_into_lora_tensors(fitted_layout):
-    targets = fitted_layout.targets(torch.device("cpu"))
+    scatter = fitted_layout.targets(torch.device("cpu"))
     x, weight = make((2, 4, *fitted_layout.token_shape), fitted_layout.num_tokens, 3, torch.float32)
-    bias, out = torch.randn(len(weight)), torch.full((2, targets.elements), torch.nan)
+    bias, out = torch.randn(len(weight)), torch.full((2, scatter.elements), torch.nan)
     options = {"epilogue": "bias_residual", "bias": bias, "config": SMALL}
-    direct_conv2d(x, pack_weight(weight), out, 3, targets=targets, **options)
+    direct_conv2d(x, pack_weight(weight), out, 3, scatter=scatter, **options)
     expected = fitted_layout.detokenize(exact(x, weight) + bias[:, None, None])
     for name, tensor in expected.items():
-        assert error(targets.views(out)[name], tensor) <= 1e-6
+        assert error(scatter.views(out)[name], tensor) <= 1e-6
     with pytest.raises(ValueError, match="out has shape"):
-        direct_conv2d(x[..., 1:], pack_weight(weight), out, 3, targets=targets, **options)
+        direct_conv2d(x[..., 1:], pack_weight(weight), out, 3, scatter=scatter, **options)
 
 
 @pytest.mark.interpret
@@ -253,7 +253,7 @@ def launch(name, dtype, config):
     out = poisoned(x, channels_out, (0, 2, 3, 1) if x.stride(1) == 1 else (0, 1, 2, 3))
     other, norm = out if epilogue in ("mix", "bias_residual") else None, None
     bias = {"tanh_bias": out[0], "bias_residual": out[0, :, 0, 0].contiguous()}.get(epilogue)
-    stats = targets = None
+    stats = scatter = None
     if "statistics" in name:
         stats = torch.empty(2, *out.shape[:2], device="meta").unbind()
     if "tokens" in name:
@@ -263,10 +263,10 @@ def launch(name, dtype, config):
             torch.empty(count, 1, 1, device="meta"),
         )
         table = torch.empty(count, 4, dtype=torch.int32, device="meta")
-        targets = LoraScatterTable(
+        scatter = LoraScatterTable(
             {"x.lora_A.weight": (rank, count * chunk)}, rank, chunk, table, *scales
         )
-        out = torch.empty(1, targets.elements, device="meta")
+        out = torch.empty(1, scatter.elements, device="meta")
     if "normalised" in name:
         moments = torch.empty(size[:2], device="meta")
         norm = LayerNorm(moments, moments, whole[0, 0], whole[0, 0], order)
@@ -281,7 +281,7 @@ def launch(name, dtype, config):
         other=other,
         amax=torch.empty(1, device="meta"),
         stats=stats,
-        targets=targets,
+        scatter=scatter,
         config=config,
     )
 
@@ -331,15 +331,15 @@ def test_the_largest_convolutions(sized, name):
 def test_statistics_and_tokens_of_the_largest_convolution(sized, check_stats):
     """The latter as the kernel that reads tokens writes them, but for the tokens' rounding."""
     image, options = sized.output("layerwise")
-    targets = sized.targets()
-    found, expected = torch.full((2, targets.elements), torch.nan, device=sized.device).split(1)
+    scatter = sized.scatter()
+    found, expected = torch.full((2, scatter.elements), torch.nan, device=sized.device).split(1)
     stats = torch.full((2, *image.shape[:2]), torch.nan, device=sized.device).unbind()
     x, *_ = sized.image("layerwise")
     kernel = sized.plans["layerwise"].shape.kernel
     sizes = image.shape[1], x.shape[1], kernel, kernel
     packed = pack_weight((torch.randn(sizes, device=sized.device) / kernel).to(sized.dtype))
     direct_conv2d(x, packed, image, kernel, stats=stats, **options)
-    direct_conv2d(x, packed, found, kernel, targets=targets, **options)
+    direct_conv2d(x, packed, found, kernel, scatter=scatter, **options)
     check_stats(stats, image)
-    detokenize(image, targets, expected)
+    detokenize(image, scatter, expected)
     assert error(found, expected.double()) <= torch.finfo(sized.dtype).eps

@@ -37,10 +37,10 @@ def run_every_kernel(features, device, dtype):
     plan = FFTConvPlan.make(length, c, 3, length + 1, c + 1)
     fft_conv2d(x, weight, plan, dtype=torch.float16, impl="triton").sum().backward()
     assert weight.grad.isfinite().all()
-    targets = replace(LoraScatterTable.make(SHAPES, 6, device), border=True)
-    tokens = torch.randn(2, len(targets.table), 5, 8).to(device, dtype)
-    out = torch.full((2, targets.elements), torch.nan, device=device)
-    detokenize(tokens, targets, out)
+    scatter = replace(LoraScatterTable.make(SHAPES, 6, device), border=True)
+    tokens = torch.randn(2, len(scatter.table), 5, 8).to(device, dtype)
+    out = torch.full((2, scatter.elements), torch.nan, device=device)
+    detokenize(tokens, scatter, out)
     assert out.isfinite().all()
 
 

@@ -25,15 +25,15 @@ def poisoned(*shape, dtype=torch.float32):
 @pytest.mark.interpret
 @pytest.mark.parametrize("bound", [0.0, 1e-42, 1e-20, 0.03, 1.0, 1.5, 3.99, 4.0, 6e4, 1e20])
 def test_the_scale_is_a_power_of_two_that_prevents_overflow(bound):
-    sqrt_points = 16.5
+    sqrt_window_size = 16.5
     x, half = torch.tensor([[[[1.0]]]]), torch.full((2, 1, 1), 0.5)
     tiling, out = Tiling(1, 1, 0, 1, 1, 1, 0, 1), poisoned(1, 2, 1)
-    options = {"bound": torch.tensor(bound), "sqrt_points": sqrt_points, "config": SMALL}
+    options = {"bound": torch.tensor(bound), "sqrt_window_size": sqrt_window_size, "config": SMALL}
     dft_forward_triton(x, half, tiling, out, **options)
-    expected = 2.0 ** math.floor(math.log2(2**14 / (bound * sqrt_points))) if bound else 1.0
+    expected = 2.0 ** math.floor(math.log2(2**14 / (bound * sqrt_window_size))) if bound else 1.0
     assert out.flatten().tolist() == [min(max(expected, 2.0**-100), 2.0**100), 0.0]
     back = poisoned(1, 1, 1, 1)
-    dft_inverse_triton(out, half, tiling, back, gain=6.0, **options)
+    dft_inverse_triton(out, half, tiling, back, scale=6.0, **options)
     assert back.item() == 3.0
 
 
@@ -47,7 +47,7 @@ def test_a_bound_prevents_overflow_in_float16(size, dtype):
     into = torch.full((2, 2, tiling.folded), 1 / size).half()
     into /= 1 + size % 2  # the centre is counted twice
     out, back = poisoned(2, 2, 1, dtype=torch.float16), poisoned(1, 1, size, size)
-    options = {"bound": torch.tensor([6e4]), "sqrt_points": float(size), "config": SMALL}
+    options = {"bound": torch.tensor([6e4]), "sqrt_window_size": float(size), "config": SMALL}
     dft_forward_triton(x, into, tiling, out, **options)
     onto = torch.full((2, tiling.folded, 2), 1 / size / 2).half()
     dft_inverse_triton(out, onto, tiling, back, **options)
