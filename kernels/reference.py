@@ -1,4 +1,4 @@
-"""The hyper-convolutional block in plain PyTorch: the truth every other implementation is held to.
+"""The hyper-convolutional block in plain PyTorch, the reference of every other implementation.
 
 Runs on any device and float dtype, is differentiable, and is what ``torch.compile`` compiles.
 Source: Drag-and-Drop LLMs, appendix A.3, equation 5, and the behaviour of its published code, which
@@ -49,10 +49,8 @@ class Convolution:
 
     def sizes(self, before: Sequence[int], after: Sequence[int]) -> tuple[int, int, int, int]:
         """(height, width, input channels, output channels) in a block (N, L, C) -> (N', L', C')."""
-        mapped = TENSORS[self.source]
-        channels_in, height, width = (
-            (after if dim in mapped else before)[dim - 1] for dim in self.order[1:]
-        )
+        sizes = tensor_sizes(self.source, before, after)
+        channels_in, height, width = (sizes[dim - 1] for dim in self.order[1:])
         return height, width, channels_in, after[self.channel_dim - 1]
 
 
@@ -69,6 +67,16 @@ CONVOLUTIONS = {
         Convolution("layerwise", "mixed", "out", channel_dim=1, epilogue="bias_residual"),
     )
 }
+
+
+def tensor_sizes(name: str, before: Sequence[int], after: Sequence[int]) -> tuple[int, ...]:
+    """(N, L, C) of one of :data:`TENSORS` in a block (N, L, C) -> (N', L', C')."""
+    return tuple(
+        new if dim in TENSORS[name] else old
+        for dim, (old, new) in enumerate(zip(before, after, strict=True), start=1)
+    )
+
+
 # (name of the convolution, input [B, C, H, W], weight [C', C, k, k]) -> [B, C', H, W].
 Convolve = Callable[[str, Tensor, Tensor], Tensor]
 
@@ -101,14 +109,17 @@ def hyper_conv_block(
     * layer-wise: N -> N', over L' and C', applied to (A + tanh(B) + bias) / 3.
 
     Args:
-        x: ``[B, N, L, C]``.
-        norm_weight, norm_bias: ``[L, C]``, of the LayerNorm over (L, C) together, eps 1e-5.
-        a_width, b_width: ``[C', C, k, k]``.
-        a_height, b_height: ``[L', L, k, k]``.
-        bias: ``[L', C']``.
-        layerwise: ``[N', N, k, k]``.
-        layerwise_bias: ``[N']``.
-        convolve: runs each convolution; given the name of its weight among these arguments.
+        x: Input ``[B, N, L, C]``.
+        norm_weight: Weight ``[L, C]`` of the LayerNorm over (L, C) together, eps 1e-5.
+        norm_bias: Bias ``[L, C]`` of the LayerNorm.
+        a_width: Weight ``[C', C, k, k]``.
+        a_height: Weight ``[L', L, k, k]``.
+        b_height: Weight ``[L', L, k, k]``.
+        b_width: Weight ``[C', C, k, k]``.
+        bias: Bias ``[L', C']``.
+        layerwise: Weight ``[N', N, k, k]``.
+        layerwise_bias: Bias ``[N']``.
+        convolve: Runs each convolution; given its name in :data:`CONVOLUTIONS`.
 
     Returns:
         ``[B, N', L', C']``, with ``x`` added when the two shapes are equal.

@@ -108,31 +108,15 @@ def torch_operations(choice: ConvPlan, batch: int) -> Iterator[Operation]:
 
 def _real_columns(plan: FFTConvPlan) -> int:
     """Real numbers per row of a window after the transform along its width."""
-    own, pairs = columns(plan.width.dft)
-    return len(own) + 2 * len(pairs)
+    self_conjugate, conjugate_pairs = columns(plan.width.dft)
+    return len(self_conjugate) + 2 * len(conjugate_pairs)
 
 
 def _height_flops(plan: FFTConvPlan, positions: int, planes: int) -> float:
     """Between some positions along the height and the planes of all bins, one tile and channel."""
-    n, (own, pairs) = plan.height.dft, columns(plan.width.dft)
-    return 2.0 * positions * planes * (len(own) * (n // 2 + 1) + 2 * len(pairs) * n)
-
-
-# The dimensions of a block's tensors, [B, N, L, C] and its like, that are B, C, H and W.
-INPUTS = {
-    "a_width": (0, 3, 2, 1),
-    "a_height": (0, 1, 2, 3),
-    "b_height": (0, 2, 1, 3),
-    "b_width": (0, 3, 1, 2),
-    "layerwise": (0, 1, 2, 3),
-}
-OUTPUTS = {
-    "a_width": (0, 3, 1, 2),
-    "a_height": (0, 2, 1, 3),
-    "b_height": (0, 1, 2, 3),
-    "b_width": (0, 3, 2, 1),
-    "layerwise": (0, 1, 2, 3),
-}
+    n, (self_conjugate, conjugate_pairs) = plan.height.dft, columns(plan.width.dft)
+    frequencies = len(self_conjugate) * (n // 2 + 1) + 2 * len(conjugate_pairs) * n
+    return 2.0 * positions * planes * frequencies
 
 
 def triton_operations(
@@ -145,10 +129,11 @@ def triton_operations(
     """A convolution on the Triton kernels, as in a pass: data laid out, LayerNorm on load, what is
     done before the store (but no residual); and its gradient's product.
 
-    ``scatter`` are for a decoder's last convolution.
+    ``scatter`` is for a decoder's last convolution.
     """
     from dnd_fast.kernels.triton import fft_conv as triton_conv
     from dnd_fast.kernels.triton.bin_gemm import bin_gemm, bin_gemm_weight_gradient
+    from dnd_fast.kernels.triton.block import image_order
     from dnd_fast.kernels.triton.checks import LayerNorm
     from dnd_fast.kernels.triton.dft_forward import dft_forward_triton
     from dnd_fast.kernels.triton.dft_inverse import dft_inverse_triton
@@ -157,8 +142,8 @@ def triton_operations(
     shape, plan, size = choice.shape, choice.fft_plan, dtype.itemsize
     c_in, c_out = shape.channels_in, shape.channels_out
     images = [size * batch * shape.height * shape.width * c for c in (c_in, c_out)]
-    kind = shape.name.partition(".")[2]
-    if kind == "a_height":
+    convolution = shape.convolution
+    if convolution.epilogue == "mix":
         images[1] *= 2  # what is there already is added to
     if scatter is not None:
         images[1] = 4 * batch * scatter.elements + 4 * c_out * shape.height * shape.width
@@ -172,9 +157,9 @@ def triton_operations(
 
     def loaded() -> tuple[Tensor, LayerNorm | None]:
         """The input, and its LayerNorm."""
-        order = INPUTS[kind]
+        order = image_order(convolution, convolution.source)
         x = image(c_in, order)
-        if kind not in ("a_width", "b_height"):
+        if convolution.source != "x":
             return x, None
         _, n, length, c = x.permute([order.index(dim) for dim in range(4)]).shape
         stats, affine = torch.ones(2, batch, n, device=device), random(2, length, c)
@@ -182,20 +167,22 @@ def triton_operations(
 
     def stored() -> tuple[Tensor, dict[str, Any]]:
         """The output, and what is done before it is stored."""
-        bias = random(c_out)
+        options: dict[str, Any] = {"epilogue": convolution.epilogue}
+        if convolution.epilogue == "bias_residual":
+            options["bias"] = random(c_out)
         if scatter is not None:
-            out = torch.empty(batch, scatter.elements, device=device)
-            return out, {"epilogue": "bias_residual", "bias": bias, "scatter": scatter}
-        out = image(c_out, OUTPUTS[kind])
-        if kind == "b_width":
-            return out, {"epilogue": "tanh_bias", "bias": out[0]}
-        amax = torch.zeros(1, device=device)
-        if kind == "a_height":
-            return out, {"epilogue": "mix", "other": out, "amax": amax}
-        if kind != "layerwise":
-            return out, {"amax": amax}
-        stats = torch.empty(2, batch, c_out, device=device).unbind()
-        return out, {"epilogue": "bias_residual", "bias": bias, "stats": stats}
+            options["scatter"] = scatter
+            return torch.empty(batch, scatter.elements, device=device), options
+        out = image(c_out, image_order(convolution, convolution.target))
+        if convolution.epilogue == "tanh_bias":
+            options["bias"] = out[0]
+        elif convolution.epilogue == "bias_residual":
+            options["stats"] = torch.empty(2, batch, c_out, device=device).unbind()
+        else:
+            options["amax"] = torch.zeros(1, device=device)
+        if convolution.epilogue == "mix":
+            options["other"] = out
+        return out, options
 
     if plan is None:
 

@@ -173,9 +173,8 @@ class Tiling:
         """(t, c) of an image ``[B, C, H, W]``."""
         return self.tiles_h * self.tiles_w * image.shape[0] * image.shape[1]
 
-    @property
-    def grid(self) -> tuple[int, int, int, int, int]:
-        """(tiles_w, step_h, step_w, before_h, before_w): where tiles lie, as kernels take it."""
+    def arguments(self) -> tuple[int, int, int, int, int]:
+        """Where tiles lie, as kernels take it: (tiles_w, step_h, step_w, before_h, before_w)."""
         return self.tiles_w, self.step_h, self.step_w, self.before_h, self.before_w
 
     @property

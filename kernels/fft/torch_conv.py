@@ -105,7 +105,7 @@ def weight_gradient_torch(
             bins = torch.stack(
                 [_bmm(rows, planes[:, tiles:]), _bmm(rows, planes[:, : 2 * tiles])], dim=1
             )  # [F, 2, C', C]
-            part = dft_inverse(bins, plan, plan.taps, unit=False)
+            part = dft_inverse(bins, plan, plan.taps, norm="forward")
             if scale is not None and scale_dy is not None:
                 part /= scale * scale_dy
             gradient[:, :, channels] += part

@@ -85,7 +85,7 @@ def transform_weight(
     each = channels_in * (2 * plan.bins + plan.kernel * plan.width.dft) * exact.itemsize
     for channels in chunks(channels_out, each, workspace_bytes):
         part = weight[channels].permute(3, 2, 0, 1)
-        bins = dft_forward(part.to(exact), plan, plan.taps, unit=False)
+        bins = dft_forward(part.to(exact), plan, plan.taps, norm="backward")
         if dtype == torch.float16:
             bins /= scale
         elif dtype == torch.int8:

@@ -1,6 +1,6 @@
 """The hyper-convolutional block on the Triton kernels.
 
-The truth is :mod:`dnd_fast.kernels.reference`.
+What it computes is written in :mod:`dnd_fast.kernels.reference`, which it is held to.
 
 Five convolutions, each a direct kernel or three kernels of the transform domain, and nothing
 between them: LayerNorm is applied where path A and path B load x, its statistics and tanh, bias,
@@ -24,11 +24,30 @@ from torch import Tensor
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
 from dnd_fast.kernels.fft.weight import TransformedWeight, largest
 from dnd_fast.kernels.lora_scatter import LoraScatterTable
-from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS
+from dnd_fast.kernels.reference import CONVOLUTIONS, TENSORS, Convolution, tensor_sizes
 from dnd_fast.kernels.triton.checks import LayerNorm
 from dnd_fast.kernels.triton.direct_conv import direct_conv2d, pack_weight
 from dnd_fast.kernels.triton.fft_conv import PackedWeight, Workspace, compute_dtype, convolve
 from dnd_fast.kernels.triton.layer_norm import layer_norm_stats
+
+Order = tuple[int, int, int, int]
+# Dimensions of [B, N, L, C] in the order in which they lie in memory, outermost first. Between its
+# convolutions a path is kept as those over the length see it.
+MEMORY_ORDER: dict[str, Order] = dict.fromkeys(TENSORS, (0, 1, 2, 3))
+MEMORY_ORDER |= {"a": (0, 2, 1, 3), "b": (0, 2, 1, 3)}
+
+
+def image_order(convolution: Convolution, tensor: str) -> Order:
+    """Permutation that makes contiguous memory the image ``[B, C, H, W]`` that a convolution
+    reads or writes.
+
+    Args:
+        convolution: One of :data:`dnd_fast.kernels.reference.CONVOLUTIONS`.
+        tensor: Its source or target.
+    """
+    memory = MEMORY_ORDER[tensor]  # swaps two dimensions at most, and is thus its own inverse
+    b, c, h, w = (memory[dim] for dim in convolution.order)
+    return b, c, h, w
 
 
 @dataclass(frozen=True)
@@ -37,18 +56,19 @@ class PackedBlock:
 
     Attributes:
         shape_out: (N', L', C').
-        kernel: k.
-        tiles: of the convolutions in the transform domain.
-        weights: by name of the convolution, packed for its algorithm.
-        norm_weight, norm_bias: ``[L, C]``.
-        norm_bound: ``[]`` float32: no normalised element exceeds it.
-        bias: ``[L', C']``.
-        layerwise_bias: ``[N']``.
+        kernel: Kernel size k.
+        fft_plans: Plans of the convolutions in the transform domain, by name.
+        weights: Weights by name of the convolution, packed for its algorithm.
+        norm_weight: Weight of the LayerNorm, ``[L, C]``.
+        norm_bias: Bias of the LayerNorm, ``[L, C]``.
+        norm_bound: ``[]`` float32 that no normalised element exceeds.
+        bias: Bias of the two paths, ``[L', C']``.
+        layerwise_bias: Bias of the layer-wise convolution, ``[N']``.
     """
 
     shape_out: tuple[int, int, int]
     kernel: int
-    tiles: Mapping[str, FFTConvPlan]
+    fft_plans: Mapping[str, FFTConvPlan]
     weights: Mapping[str, PackedWeight | Tensor]
     norm_weight: Tensor
     norm_bias: Tensor
@@ -59,7 +79,7 @@ class PackedBlock:
     @classmethod
     def of(
         cls,
-        tiles: Mapping[str, FFTConvPlan],
+        fft_plans: Mapping[str, FFTConvPlan],
         weights: Mapping[str, Tensor | TransformedWeight],
         norm_weight: Tensor,
         norm_bias: Tensor,
@@ -72,22 +92,23 @@ class PackedBlock:
         packed: dict[str, PackedWeight | Tensor] = {}
         for name in CONVOLUTIONS:
             weight = weights[name]
-            if name in tiles:
+            if name in fft_plans:
                 packed[name] = PackedWeight.of(weight, dtype)
             else:
                 assert isinstance(weight, Tensor)
                 packed[name] = pack_weight(weight)
+        # A normalised row of n elements has a norm of sqrt(n), which one element may have alone.
         bound = largest(norm_weight) * math.sqrt(norm_weight.numel()) + largest(norm_bias)
         return cls(
-            (len(layerwise_bias), *bias.shape),
-            kernel,
-            tiles,
-            packed,
-            norm_weight,
-            norm_bias,
-            bound,
-            bias,
-            layerwise_bias,
+            shape_out=(len(layerwise_bias), *bias.shape),
+            kernel=kernel,
+            fft_plans=fft_plans,
+            weights=packed,
+            norm_weight=norm_weight,
+            norm_bias=norm_bias,
+            norm_bound=bound,
+            bias=bias,
+            layerwise_bias=layerwise_bias,
         )
 
 
@@ -103,79 +124,70 @@ def hyper_conv_block_triton(
     """Map ``[B, N, L, C]`` to ``[B, N', L', C']``; both contiguous, of the parameters' dtype.
 
     Args:
-        x: on the GPU.
-        block: the parameters.
-        workspace: for what lies between; shared by all blocks.
+        x: Input on the GPU.
+        block: Parameters.
+        workspace: Memory for what lies between; shared by all blocks.
         stats: LayerNorm's mean and reciprocal standard deviation of x, ``[B, N]`` float32, where
             they are known already.
-        out_stats: those of the result, ``[B, N']``, to be written.
-        scatter: where the result, as tokens, goes in LoRA tensors; ``[B, E]`` float32 is then what
+        out_stats: Receives those of the result, ``[B, N']``.
+        scatter: Where the result, as tokens, goes in LoRA tensors; ``[B, E]`` float32 is then what
             is returned.
 
     Raises:
-        ValueError: no GPU, or float64.
+        ValueError: There is no GPU, or x is float64.
     """
-    (batch, n, length, c), (n_out, length_out, c_out) = x.shape, block.shape_out
+    (batch, *before), after = x.shape, block.shape_out
     dtype = compute_dtype(x.dtype)
-    ranged = dtype == torch.float16
-    a_max, b_max, mixed_max = x.new_zeros(3, dtype=torch.float32) if ranged else (None,) * 3
-    norm_bound = block.norm_bound if ranged else None
     stats = layer_norm_stats(x) if stats is None else stats
 
-    def normed(*order: int) -> LayerNorm:
-        return LayerNorm(*stats, block.norm_weight, block.norm_bias, (0, *order))
+    def empty(name: str) -> Tensor:
+        """Memory for one of the tensors between convolutions, in its order."""
+        sizes = batch, *tensor_sizes(name, before, after)
+        shape = tuple(sizes[dim] for dim in MEMORY_ORDER[name])
+        return workspace.take(name, shape, x, x.dtype)
 
-    def run(name: str, source: Tensor, out: Tensor, bound: Tensor | None, **options: Any) -> None:
-        weight = block.weights[name]
-        if isinstance(weight, PackedWeight):
-            tiles = block.tiles[name]
-            convolve(source, weight, tiles, out, workspace, dtype, bound=bound, **options)
-        else:
-            direct_conv2d(source, weight, out, block.kernel, **options)
-
-    a = workspace.take("a", (batch, length, n, c_out), x, x.dtype)
-    b = workspace.take("b", (batch, length_out, n, c), x, x.dtype)
-    mixed = workspace.take("mixed", (batch, n, length_out, c_out), x, x.dtype)
+    memory = {"x": x, **{name: empty(name) for name in ("a", "b", "mixed")}}
     if scatter is None:
-        out = x.new_empty(batch, n_out, length_out, c_out)
+        memory["out"] = x.new_empty(batch, *after)
     else:
-        out = x.new_empty(batch, scatter.elements, dtype=torch.float32)
+        memory["out"] = x.new_empty(batch, scatter.elements, dtype=torch.float32)
+    # No element of a tensor exceeds these; those of tensors that are still to be written are 0 yet.
+    bounds: dict[str, Tensor | None] = dict.fromkeys(memory)
+    if dtype == torch.float16:
+        a, b, mixed = x.new_zeros(3, dtype=torch.float32)
+        bounds |= {"x": block.norm_bound, "a": a, "b": b, "mixed": mixed}
 
-    run(
-        "b_height",
-        x.permute(0, 2, 1, 3),
-        b,
-        norm_bound,
-        norm=normed(2, 1, 3),
-        amax=b_max,
-    )
-    run(
-        "b_width",
-        b.permute(0, 3, 1, 2),
-        mixed.permute(0, 3, 2, 1),
-        b_max,
-        epilogue="tanh_bias",
-        bias=block.bias.T[:, :, None].expand(-1, -1, n),
-    )
-    run(
-        "a_width",
-        x.permute(0, 3, 2, 1),
-        a.permute(0, 3, 1, 2),
-        norm_bound,
-        norm=normed(3, 2, 1),
-        amax=a_max,
-    )
-    in_rows = mixed.permute(0, 2, 1, 3)
-    run("a_height", a, in_rows, a_max, epilogue="mix", other=in_rows, amax=mixed_max)
+    def image(convolution: Convolution, name: str) -> Tensor:
+        tensor = memory[name]
+        if tensor.ndim == 2:  # LoRA tensors, which the kernel finds its way into by itself
+            return tensor
+        return tensor.permute(image_order(convolution, name))
+
+    def run(name: str, **options: Any) -> None:
+        convolution, weight = CONVOLUTIONS[name], block.weights[name]
+        source, target = (image(convolution, t) for t in (convolution.source, convolution.target))
+        options["epilogue"] = convolution.epilogue
+        if convolution.source == "x":
+            order = image_order(convolution, "x")
+            options["norm"] = LayerNorm(*stats, block.norm_weight, block.norm_bias, order)
+        if convolution.epilogue == "mix":
+            options["other"] = target
+        if isinstance(weight, PackedWeight):
+            plan, bound = block.fft_plans[name], bounds[convolution.source]
+            convolve(source, weight, plan, target, workspace, dtype, bound=bound, **options)
+        else:
+            direct_conv2d(source, weight, target, block.kernel, **options)
+
+    # Path B first: what the last convolution of path A stores is mixed with what path B has left.
+    run("b_height", amax=bounds["b"])
+    run("b_width", bias=block.bias.T[:, :, None].expand(-1, -1, before[0]))
+    run("a_width", amax=bounds["a"])
+    run("a_height", amax=bounds["mixed"])
     run(
         "layerwise",
-        mixed,
-        out,
-        mixed_max,
-        epilogue="bias_residual",
         bias=block.layerwise_bias,
-        other=x if block.shape_out == x.shape[1:] else None,
+        other=x if tuple(before) == after else None,
         stats=out_stats,
         scatter=scatter,
     )
-    return out
+    return memory["out"]

@@ -52,7 +52,7 @@ def _dft_forward_kernel(
     inner,
     x_sizes,
     columns,
-    grid,
+    tiling,
     sqrt_window_size,
     PLANES: tl.constexpr,
     SIZE_H: tl.constexpr,
@@ -69,7 +69,7 @@ def _dft_forward_kernel(
     LAST: tl.constexpr = SIZE_H * SIZE_W - 1
     FOLDED: tl.constexpr = LAST // 2 + 1
     batch, channels, height, width = x_sizes
-    tiles_w, step_h, step_w, before_h, before_w = grid
+    tiles_w, step_h, step_w, before_h, before_w = tiling
     channels, columns = known_multiple(channels, ALIGN), known_multiple(columns, ALIGN)
     stride_xb, stride_xc, stride_xh, stride_xw = x_strides
     if CHANNELS_LAST:
@@ -216,7 +216,7 @@ def dft_forward_triton(
         norm=norm.arguments() if norm else None,
         x_strides=ImageStrides(*x.stride()),
         x_sizes=ImageSizes(*x.shape),
-        grid=tiling.grid,
+        tiling=tiling.arguments(),
         bins=bins,
         inner=inner,
         columns=columns,

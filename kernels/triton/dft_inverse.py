@@ -61,7 +61,7 @@ def _dft_inverse_kernel(
     inner,
     image_sizes,
     columns,
-    grid,
+    tiling,
     sqrt_window_size,
     scale,
     SIZE_H: tl.constexpr,
@@ -78,7 +78,7 @@ def _dft_inverse_kernel(
     LAST: tl.constexpr = SIZE_H * SIZE_W - 1
     FOLDED: tl.constexpr = LAST // 2 + 1
     batch, channels, height, width = image_sizes
-    tiles_w, step_h, step_w, _, _ = grid
+    tiles_w, step_h, step_w, _, _ = tiling
     channels, columns = known_multiple(channels, ALIGN), known_multiple(columns, ALIGN)
     stride_ob, stride_oc, stride_oh, stride_ow = image_strides
     if CHANNELS_LAST:
@@ -266,7 +266,7 @@ def dft_inverse_triton(
         epilogue=epilogue_arguments(bias, other, amax, chunks, scatter, out),
         image_strides=image_strides(out, scatter, other),
         image_sizes=ImageSizes(*shape),
-        grid=tiling.grid,
+        tiling=tiling.arguments(),
         bins=bins,
         inner=inner,
         columns=columns,

@@ -186,7 +186,7 @@ def transform_weight_triton(
     ``bound``, if any, must be a power of two, so that kernel and host agree on the factor.
     """
     kernel = plan.kernel
-    matrix = folded_forward_matrix(plan, plan.taps, False, out.dtype, weight.device)
+    matrix = folded_forward_matrix(plan, plan.taps, "backward", out.dtype, weight.device)
     dft_forward_triton(weight, matrix, Tiling(1, 0, 0, kernel, 1, 0, 0, kernel), out, bound=bound)
     return TransformedWeight(out)
 
@@ -200,9 +200,9 @@ def weight_gradient_triton(
     part = torch.empty_like(gradient)
     bins = x.new_empty(plan.bins, 2, dy.shape[1], x.shape[1], dtype=torch.float32)
     positions = plan.width.kept.positions, plan.height.kept.positions
-    into_dy = folded_forward_matrix(plan, positions, True, dtype, device)
+    into_dy = folded_forward_matrix(plan, positions, "ortho", dtype, device)
     into_x = input_matrix(plan, dtype, device)
-    taps = folded_inverse_matrix(plan, plan.taps, False, torch.float32, device)
+    taps = folded_inverse_matrix(plan, plan.taps, "forward", torch.float32, device)
     workspace = Workspace()
 
     def signal(
@@ -248,10 +248,10 @@ def _tiling(height: TileSpan, width: TileSpan, plan: FFTConvPlan) -> Tiling:
 def input_matrix(plan: FFTConvPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
     """From the windows of :func:`input_tiling` to bins."""
     positions = plan.width.inputs.positions, plan.height.inputs.positions
-    return folded_forward_matrix(plan, positions, True, dtype, device)
+    return folded_forward_matrix(plan, positions, "ortho", dtype, device)
 
 
 def output_matrix(plan: FFTConvPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
     """From bins to the outputs of :func:`output_tiling`."""
     positions = plan.width.kept.positions, plan.height.kept.positions
-    return folded_inverse_matrix(plan, positions, True, dtype, device)
+    return folded_inverse_matrix(plan, positions, "ortho", dtype, device)

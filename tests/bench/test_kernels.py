@@ -14,7 +14,7 @@ from dnd_fast.bench import kernels
 from dnd_fast.bench.harness import results
 from dnd_fast.bench.harness.operations import Operation
 from dnd_fast.kernels.device import PROFILES
-from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS
+from dnd_fast.kernels.reference import CONVOLUTIONS
 from dnd_fast.recipe import DecoderSpec
 
 CPU = torch.device("cpu")

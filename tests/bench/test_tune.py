@@ -13,7 +13,7 @@ from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
 from dnd_fast.kernels.fft.weight import TransformedWeight
 from dnd_fast.kernels.lora_scatter import LoraScatterTable
-from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS, decoder_convolutions, plan_decoder
+from dnd_fast.kernels.planner.cost_model import decoder_convolutions, plan_decoder
 from dnd_fast.kernels.triton import (
     bin_gemm,
     detokenize,
@@ -137,7 +137,8 @@ def meta_block(features, tiled, stored):
     """A block whose parameters need not exist, its weights stored in a dtype."""
     (_, *norm_shape), shape_out = features
     tiles, weights = {}, {}
-    for name, shape in zip(CONVOLUTIONS, decoder_convolutions(features, 9), strict=True):
+    for shape in decoder_convolutions(features, 9):
+        name = shape.convolution.name
         channels = shape.channels_out, shape.channels_in
         if not tiled:
             weights[name] = meta(81, *channels)

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
-from dnd_fast.bench.harness.operations import INPUTS, OUTPUTS
 from dnd_fast.generator import GeneratorConfig
 from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
 from dnd_fast.kernels.lora_scatter import LoraScatterTable
 from dnd_fast.kernels.planner.cost_model import ConvPlan, plan_decoder
+from dnd_fast.kernels.reference import CONVOLUTIONS
 from dnd_fast.kernels.triton import layer_norm as layer_norm_stats_module
+from dnd_fast.kernels.triton.block import image_order
 from dnd_fast.kernels.triton.checks import LayerNorm
 from dnd_fast.kernels.triton.codegen import SHARED_LIMIT, compile_launch
 from dnd_fast.kernels.triton.layer_norm import layer_norm_stats
@@ -74,15 +75,6 @@ def check_stats():
     return check
 
 
-EPILOGUES = {
-    "a_width": "store",
-    "a_height": "mix",
-    "b_height": "store",
-    "b_width": "tanh_bias",
-    "layerwise": "bias_residual",
-}
-
-
 @dataclass(frozen=True)
 class Sized:
     """A decoder's largest convolutions, as a block runs them; tests check slices of the results.
@@ -107,9 +99,10 @@ class Sized:
 
     def image(self, name):
         """Input of a convolution, its LayerNorm (None: it has none), and the outcome in float64."""
-        shape, order = self.plans[name].shape, INPUTS[name]
+        shape, convolution = self.plans[name].shape, CONVOLUTIONS[name]
+        order = image_order(convolution, convolution.source)
         x = self.view((1, shape.channels_in, shape.height, shape.width), order)
-        if name not in ("a_width", "b_height"):
+        if convolution.source != "x":
             return x, None, x.double()
         memory = x.permute([order.index(dim) for dim in range(4)])
         affine = [torch.randn(memory.shape[2:], device=self.device).to(self.dtype) for _ in "wb"]
@@ -119,9 +112,10 @@ class Sized:
 
     def output(self, name):
         """Of a convolution: NaN everywhere; and an epilogue with random operands for it."""
-        shape, epilogue = self.plans[name].shape, EPILOGUES[name]
+        shape, convolution = self.plans[name].shape, CONVOLUTIONS[name]
+        order, epilogue = image_order(convolution, convolution.target), convolution.epilogue
         sizes = 1, shape.channels_out, shape.height, shape.width
-        out, other = (self.view(sizes, OUTPUTS[name]) for _ in range(2))
+        out, other = (self.view(sizes, order) for _ in range(2))
         options = {"epilogue": epilogue}
         if epilogue == "tanh_bias":  # [L', C'], along N
             bias = torch.randn(shape.height, shape.channels_out, device=self.device)
@@ -187,9 +181,10 @@ def sized(request):
         device, dtype = torch.device("cuda"), torch.bfloat16
     plan = plan_decoder(features, kernel, PROFILES["h200"], algorithm="fft")
     by_size = sorted(plan.convolutions, key=lambda each: each.shape.direct_flops)
-    plans = {each.shape.name.partition(".")[2]: each for each in by_size}  # the last one stays
+    plans = {choice.shape.convolution.name: choice for choice in by_size}  # the last one stays
     if request.param == "tiny":  # several tiles along most axes, as in a recipe
-        for name, each in plans.items():
-            tiles = FFTConvPlan.make(each.shape.height, each.shape.width, kernel, 4, 4)
-            plans[name] = replace(each, fft_plan=tiles)
+        for name, choice in plans.items():
+            shape = choice.shape
+            fft_plan = FFTConvPlan.make(shape.height, shape.width, kernel, 4, 4)
+            plans[name] = replace(choice, fft_plan=fft_plan)
     return Sized(device, dtype, features, plans, layout)

@@ -53,7 +53,7 @@ def test_folded_matrices_convolve(sizes):
         return torch.complex(first[:, :half] @ even, second[:, :half] @ odd)
 
     plain = dft_forward(x.T[..., None], plan, inputs, norm="ortho")[..., 0]
-    response = dft_forward(weight.T[..., None], plan, plan.taps, unit=False)[..., 0]
+    response = dft_forward(weight.T[..., None], plan, plan.taps, norm="backward")[..., 0]
     product = torch.complex(*plain.unbind(1)) * torch.complex(*response.unbind(1))
     expected = dft_inverse(torch.view_as_real(product)[..., None], plan, kept, norm="ortho")[
         ..., 0
@@ -63,7 +63,7 @@ def test_folded_matrices_convolve(sizes):
         torch.view_as_real(fold(weight, plan.taps, False)), response, rtol=0, atol=1e-12
     )
     product = fold(x, inputs, True) * fold(weight, plan.taps, False)
-    real, imaginary = folded_inverse_matrix(plan, kept, True, torch.float64, CPU)
+    real, imaginary = folded_inverse_matrix(plan, kept, "ortho", torch.float64, CPU)
     cosines = real[:, : plan.bins] @ product.real
     sines = imaginary[:, : plan.bins] @ product.imag
     count = len(kept[0]) * len(kept[1])

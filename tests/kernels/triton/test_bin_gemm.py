@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS
+from dnd_fast.kernels.reference import CONVOLUTIONS
 from dnd_fast.kernels.triton import bin_gemm as module
 from dnd_fast.kernels.triton.bin_gemm import BinGemmConfig, bin_gemm, bin_gemm_weight_gradient
 from dnd_fast.kernels.triton.codegen import SHARED_LIMIT
@@ -101,10 +101,10 @@ def test_nothing_to_multiply(shape):
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize("name", ["x", "weight", "out", "scale"])
+@pytest.mark.parametrize("name", ["x", "weight", "out", "weight_scale"])
 def test_refuses_what_does_not_fit(name):
     x, weight, out = operands(2, 3, 4, 5, torch.float32)
-    whole = {"x": x, "weight": weight, "out": out, "scale": torch.ones(2, 5)}
+    whole = {"x": x, "weight": weight, "out": out, "weight_scale": torch.ones(2, 5)}
     whole[name] = whole[name].mT.contiguous().mT
     with pytest.raises(ValueError, match=f"{name} has shape"):
         bin_gemm(**whole)
@@ -212,7 +212,7 @@ def test_int8_on_a_gpu(tiles):
 
 def large_operands(sized, name, stored):
     """Of the largest convolution of a name: signals, weights with their scale, and an output."""
-    plan, shape = sized.plans[name].tiles, sized.plans[name].shape
+    plan, shape = sized.plans[name].fft_plan, sized.plans[name].shape
     like = {"dtype": torch.float16, "device": sized.device}
     x = torch.empty(plan.bins, 3, plan.tiles, shape.channels_in, **like).normal_()
     x[:, 0] = -x[:, 2]

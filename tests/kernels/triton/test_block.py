@@ -7,7 +7,7 @@ import torch
 
 from dnd_fast.decoder.model import HyperConvBlock
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
-from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS
+from dnd_fast.kernels.reference import CONVOLUTIONS
 from dnd_fast.kernels.triton.block import hyper_conv_block_triton
 from dnd_fast.kernels.triton.fft_conv import Workspace
 

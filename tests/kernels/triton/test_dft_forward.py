@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import layer_norm, pad
 
 from dnd_fast.kernels.fft.tiling import FFTConvPlan, Tiling
-from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS
+from dnd_fast.kernels.reference import CONVOLUTIONS
 from dnd_fast.kernels.triton import dft_forward as module
 from dnd_fast.kernels.triton.checks import Config, LayerNorm
 from dnd_fast.kernels.triton.codegen import SHARED_LIMIT

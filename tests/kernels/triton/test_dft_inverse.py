@@ -7,7 +7,7 @@ import torch
 
 from dnd_fast.kernels.fft.tiling import FFTConvPlan, Tiling
 from dnd_fast.kernels.lora_scatter import LoraScatterTable
-from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS
+from dnd_fast.kernels.reference import CONVOLUTIONS
 from dnd_fast.kernels.triton import dft_inverse as module
 from dnd_fast.kernels.triton.checks import Config
 from dnd_fast.kernels.triton.codegen import SHARED_LIMIT

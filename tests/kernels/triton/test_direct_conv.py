@@ -8,7 +8,7 @@ import triton
 from torch.nn.functional import conv2d, layer_norm
 
 from dnd_fast.kernels.lora_scatter import LoraScatterTable
-from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS
+from dnd_fast.kernels.reference import CONVOLUTIONS
 from dnd_fast.kernels.triton import direct_conv as module
 from dnd_fast.kernels.triton.checks import LayerNorm
 from dnd_fast.kernels.triton.codegen import SHARED_LIMIT

@@ -7,7 +7,7 @@ from torch.nn.functional import conv2d, layer_norm
 from dnd_fast.kernels.conv2d import fft_conv2d
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
 from dnd_fast.kernels.fft.weight import transform_weight
-from dnd_fast.kernels.planner.cost_model import CONVOLUTIONS
+from dnd_fast.kernels.reference import CONVOLUTIONS
 from dnd_fast.kernels.triton.checks import LayerNorm
 from dnd_fast.kernels.triton.fft_conv import (
     PackedWeight,
@@ -168,7 +168,7 @@ def test_convolution_of_a_block_on_a_gpu(size, n, order, epilogue, dtype):
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_the_largest_convolutions(sized, name):
     """Traced as one graph, with raw weights; within twice the plain form's error."""
-    plan, shape = sized.plans[name].tiles, sized.plans[name].shape
+    plan, shape = sized.plans[name].fft_plan, sized.plans[name].shape
     x = sized.image(name)[0]
     weight = torch.randn(shape.channels_out, x.shape[1], *2 * [shape.kernel], device=sized.device)
     weight = (weight / shape.kernel).to(sized.dtype)
