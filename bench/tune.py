@@ -6,8 +6,8 @@ Needs an NVIDIA GPU. The recipe's planned decoder runs with random weights. The 
 kernel meets a problem, its candidates are timed right there, on the pass's own operands and from a
 cold L2 cache, as in a pass, where other layers' weights have been through it. A candidate is
 dropped if it does not compile, does not fit into the processor, or gives another result than the
-default by more than rounding. The winners go to this device's table,
-kernels/triton/configs/DEVICE.json.
+default by more than rounding. The winners go to this device's table in the user's cache folder
+(``DND_FAST_CACHE`` names another one), or, to be committed, in kernels/triton/configs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 from unittest.mock import patch
 
@@ -32,9 +33,8 @@ from triton.errors import TritonError
 from dnd_fast.bench.harness.timing import console
 from dnd_fast.cli.console import Weights
 from dnd_fast.decoder.model import HyperConvDecoder
-from dnd_fast.files import atomic_file, read_json, write_json
 from dnd_fast.generator import GeneratorConfig
-from dnd_fast.kernels.device import calibrate, device_name
+from dnd_fast.kernels.device import calibrate
 from dnd_fast.kernels.planner.cost_model import plan_decoder
 from dnd_fast.kernels.triton import block as triton_block
 from dnd_fast.kernels.triton import detokenize, tuning
@@ -213,20 +213,22 @@ def tune(
     return chosen
 
 
-def save(chosen: Mapping[str, Choice], device: torch.device | str) -> None:
-    """Add choices to the device's table, at once or not at all."""
-    path = tuning.table_path(device)
-    configs = read_json(path)["configs"] if path.is_file() else {}
-    configs |= {key: asdict(choice.config) for key, choice in chosen.items()}
+def save(
+    chosen: Mapping[str, Choice], device: torch.device | str, *, packaged: bool = False
+) -> Path:
+    """Add choices to the device's table, at once or not at all; returns its file.
+
+    Args:
+        chosen: What :func:`tune` found.
+        device: Device that it was found on.
+        packaged: Write the package's table, to be committed, instead of the user's.
+    """
+    configs = {key: asdict(choice.config) for key, choice in chosen.items()}
     major, minor = torch.cuda.get_device_capability(device)
-    table = {
-        "device": device_name(device),
-        "capability": 10 * major + minor,
-        "triton": triton.__version__,
-        "configs": dict(sorted(configs.items())),
-    }
-    with atomic_file(path) as staged:
-        write_json(staged, table)
+    about = {"capability": 10 * major + minor, "triton": triton.__version__}
+    path = tuning.TABLES.save(device, configs, packaged=packaged, **about)
+    tuning.forget_tables()
+    return path
 
 
 def recipe_pass(
@@ -280,6 +282,9 @@ def main(
     training: Annotated[
         bool, typer.Option("--training", help="A training step instead; weights streamed.")
     ] = False,
+    into_package: Annotated[
+        bool, typer.Option("--into-package", help="Write the package's table, to be committed.")
+    ] = False,
 ) -> None:
     """Tune the kernels at a recipe's shapes."""
     if not torch.cuda.is_available():
@@ -295,12 +300,12 @@ def main(
                 bars.update(bar, description=key, completed=done, total=total)
 
             chosen = tune(run_pass, report=report)
-        save(chosen, device)
+        path = save(chosen, device, packaged=into_package)
         _print(name, chosen)
+        console.print(f"Wrote [bold]{path}[/bold].")
         del run_pass
         gc.collect()
         torch.cuda.empty_cache()
-    console.print(f"Wrote [bold]{tuning.table_path(device)}[/bold].")
 
 
 def _print(name: str, chosen: Mapping[str, Choice]) -> None:

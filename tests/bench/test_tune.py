@@ -9,7 +9,9 @@ import torch
 
 from dnd_fast import HyperConvDecoder
 from dnd_fast.bench import tune
+from dnd_fast.kernels import device, device_tables
 from dnd_fast.kernels.device import PROFILES
+from dnd_fast.kernels.device_tables import DeviceTables
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
 from dnd_fast.kernels.fft.weight import TransformedWeight
 from dnd_fast.kernels.lora_scatter import LoraScatterTable
@@ -76,16 +78,28 @@ def test_the_default_wins_a_tie():
     assert tune.choose(launch_of(torch.zeros(3)), lambda run: 1.0).config == FIRST
 
 
-def test_tables_are_added_to(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "TABLES", tmp_path / "configs")
-    monkeypatch.setattr(tuning, "table_name", lambda device: "A-GPU.json")
-    monkeypatch.setattr(tune, "device_name", lambda device: "A GPU")
+@pytest.fixture
+def a_gpu(tmp_path, monkeypatch):
+    """A GPU that has no tables yet, and folders for them."""
+    tables = DeviceTables(tmp_path / "package/configs", "configs")
+    monkeypatch.setattr(tuning, "TABLES", tables)
+    monkeypatch.setenv("DND_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(device, "device_name", lambda device: "A GPU")
+    monkeypatch.setattr(device_tables, "device_name", lambda device: "A GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    tune.save({"b": tune.Choice(FAST, 1.0, 2.0)}, "cuda")
-    tune.save({"a": tune.Choice(SLOW, 1.0, 2.0)}, "cuda")
-    (path,) = (tmp_path / "configs").iterdir()
+    tuning.forget_tables()
+    yield tmp_path
+    tuning.forget_tables()
+
+
+@pytest.mark.parametrize("packaged", [False, True])
+def test_tables_are_added_to(a_gpu, packaged):
+    tune.save({"b": tune.Choice(FAST, 1.0, 2.0)}, "cuda", packaged=packaged)
+    path = tune.save({"a": tune.Choice(SLOW, 1.0, 2.0)}, "cuda", packaged=packaged)
+    assert [file for file in a_gpu.rglob("*") if file.is_file()] == [path]
+    assert path == a_gpu / ("package" if packaged else "cache") / "configs/A-GPU.json"
     table = json.loads(path.read_text())
-    assert (path.name, table["device"], table["capability"]) == ("A-GPU.json", "A GPU", 90)
+    assert (table["device"], table["capability"]) == ("A GPU", 90)
     assert table["configs"] == {"a": dataclasses.asdict(SLOW), "b": dataclasses.asdict(FAST)}
 
 
@@ -221,24 +235,21 @@ def check_table(path, launched, note_compiled):
 
 
 @pytest.mark.codegen
-@pytest.mark.parametrize("path", sorted(tuning.TABLES.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(tuning.TABLES.packaged.glob("*.json")), ids=lambda path: path.stem
+)
 def test_committed_tables_compile_without_spills(path, launched, note_compiled):
     check_table(path, launched, note_compiled)
 
 
 @pytest.mark.codegen
-def test_a_table_is_used_and_compiles(tmp_path, monkeypatch, launched, note_compiled):
+def test_a_table_is_used_and_compiles(a_gpu, monkeypatch, launched, note_compiled):
     """Of every kernel's last candidate; one problem of each kernel is compiled."""
     problems = {}
     with tune.launches(lambda launch: problems.setdefault(launch.key, launch)):
         run_every_kernel()
     last = {key: tune.Choice(launch.candidates[-1], 1.0, 1.0) for key, launch in problems.items()}
-    monkeypatch.setattr(tuning, "TABLES", tmp_path)
-    monkeypatch.setattr(tuning, "table_name", lambda device: "A-GPU.json")
-    monkeypatch.setattr(tune, "device_name", lambda device: "A GPU")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    tune.save(last, "cuda")
-    tuning._fields.cache_clear()
+    path = tune.save(last, "cuda")
 
     asked, find = [], tuning.config
 
@@ -252,12 +263,10 @@ def test_a_table_is_used_and_compiles(tmp_path, monkeypatch, launched, note_comp
     run_every_kernel()
     assert {key for key, _ in asked} == set(last)
     assert all(found == last[key].config for key, found in asked)
-    tuning._fields.cache_clear()
     blocks = {arguments.get("BLOCK_K") for kernel, arguments in launched}
     assert blocks >= {found.block_k for _, found in asked if hasattr(found, "block_k")}
 
     first = {key.split()[0]: key for key in sorted(last)}
-    path = tuning.table_path("cuda")
     path.unlink()
     tune.save({key: last[key] for key in first.values()}, "cuda")
     check_table(path, launched, note_compiled)

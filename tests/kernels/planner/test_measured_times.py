@@ -38,10 +38,20 @@ def test_measures_every_shape_once():
 
 
 def test_tables_by_device(tmp_path, monkeypatch):
-    monkeypatch.setattr(measured, "TABLES", tmp_path)
+    monkeypatch.setenv("DND_FAST_CACHE", str(tmp_path))
     monkeypatch.setattr(device, "device_name", lambda device: "A (R) Chip @ 2.0, 2 cores")
     assert measured.load_table("cpu") == {}
     path = measured.table_path(torch.device("cpu"))
-    assert path.name == "A-R-Chip-2-0-2-cores.json"
+    assert path == tmp_path / "measured/A-R-Chip-2-0-2-cores.json"
+    path.parent.mkdir()
     path.write_text(json.dumps({"seconds": {"a": {"direct": 1.0}}}))
     assert measured.load_table("cpu") == {"a": {"direct": 1.0}}
+
+
+def test_measured_times_are_kept_for_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("DND_FAST_CACHE", str(tmp_path))
+    before = measured.load_table("cpu")
+    path = measured.save_table("cpu", {"a": {"direct": 1.0}})
+    assert path == measured.table_path("cpu")
+    assert path.is_relative_to(tmp_path)
+    assert measured.load_table("cpu") == {**before, "a": {"direct": 1.0}}

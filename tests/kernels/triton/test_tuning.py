@@ -1,6 +1,5 @@
 """Tables of tuned blocks: found by problem, missed with one warning, refused where damaged."""
 
-import json
 import logging
 from dataclasses import asdict
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 import triton
 
+from dnd_fast.kernels import device, device_tables
 from dnd_fast.kernels.triton import tuning
 from dnd_fast.kernels.triton.checks import Config
 
@@ -19,25 +19,21 @@ interpreted = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="the int
 @pytest.fixture
 def table(tmp_path, monkeypatch):
     """Write a device's table."""
-    monkeypatch.setattr(tuning, "TABLES", tmp_path)
-    monkeypatch.setattr(tuning, "table_name", lambda device: "A-GPU.json")
+    monkeypatch.setenv("DND_FAST_CACHE", str(tmp_path))
+    monkeypatch.setattr(device, "device_name", lambda device: "A GPU")
+    monkeypatch.setattr(device_tables, "device_name", lambda device: "A GPU")
 
     def write(configs):
-        path = tuning.table_path(CUDA)
-        path.write_text(json.dumps({"configs": configs}))
-        forget()
+        tuning.TABLES.save(CUDA, configs)
+        tuning.forget_tables()
 
-    def forget():
-        tuning.load_table.cache_clear()
-        tuning._fields.cache_clear()
-
-    forget()
+    tuning.forget_tables()
     yield write
-    forget()
+    tuning.forget_tables()
 
 
-def look_up(*sizes, device=CUDA, words=(torch.float16, "plain")):
-    return tuning.config((FIRST, OTHER), device, "dft_forward", *words, *sizes)
+def look_up(*sizes, on=CUDA, words=(torch.float16, "plain")):
+    return tuning.config((FIRST, OTHER), on, "dft_forward", *words, *sizes)
 
 
 def test_sizes_are_rounded_up_to_powers_of_two():
@@ -67,8 +63,8 @@ def test_one_warning_where_there_is_no_table(table, caplog):
 @pytest.mark.parametrize("interpret", [False, True])
 def test_only_a_gpu_has_a_table(table, caplog, monkeypatch, interpret):
     monkeypatch.setattr(triton.knobs.runtime, "interpret", interpret)
-    device = CUDA if interpret else torch.device("cpu")
-    assert look_up(1, device=device) == FIRST
+    on = CUDA if interpret else torch.device("cpu")
+    assert look_up(1, on=on) == FIRST
     assert not caplog.records
 
 

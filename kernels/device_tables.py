@@ -1,0 +1,97 @@
+"""Tables that were measured on a device, one JSON file each: the user's own, and the package's.
+
+What a machine measures goes to the user's cache folder, never into the installed package, which
+carries tables of some devices. Entries of the user's table count before the package's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from platformdirs import user_cache_dir
+
+from dnd_fast.kernels.device import device_name, table_name
+
+
+def cache_folder() -> Path:
+    """The folder that the environment variable ``DND_FAST_CACHE`` names, else the user's cache."""
+    return Path(os.environ.get("DND_FAST_CACHE") or user_cache_dir("dnd-fast"))
+
+
+@dataclass(frozen=True)
+class DeviceTables:
+    """Tables of one kind.
+
+    Attributes:
+        packaged: Folder in the package; one of the same name is in the cache folder.
+        content: What a table calls its entries.
+    """
+
+    packaged: Path
+    content: str
+
+    def path(self, device: torch.device | str, *, packaged: bool = False) -> Path:
+        """File of a device's table, which may not exist: the user's, or the package's."""
+        folder = self.packaged if packaged else cache_folder() / self.packaged.name
+        return folder / table_name(device)
+
+    def load(self, device: torch.device | str) -> dict[str, Any]:
+        """Entries of a device's tables; empty where there is neither.
+
+        Raises:
+            ValueError: A table is damaged.
+        """
+        entries: dict[str, Any] = {}
+        for packaged in (True, False):
+            entries |= self._read(self.path(device, packaged=packaged))
+        return entries
+
+    def save(
+        self,
+        device: torch.device | str,
+        entries: Mapping[str, Any],
+        *,
+        packaged: bool = False,
+        **about: object,
+    ) -> Path:
+        """Add entries to a device's table, all of them or, after a failure, none.
+
+        Args:
+            device: Device that they were measured on.
+            entries: New entries, which replace old ones of the same key.
+            packaged: Write the package's table, to be committed, instead of the user's.
+            about: What else the table says of the device.
+
+        Returns:
+            The file.
+
+        Raises:
+            ValueError: The table that is there is damaged.
+        """
+        path = self.path(device, packaged=packaged)
+        entries = dict(sorted({**self._read(path), **entries}.items()))
+        table = {"device": device_name(device), **about, self.content: entries}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            staged = Path(folder, path.name)
+            staged.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+            staged.replace(path)
+        return path
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        if not path.is_file():
+            return {}
+        try:
+            entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))[self.content]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is no table of {self.content!r} ({error}): delete it, and measure again."
+            ) from error
+        return entries
