@@ -33,14 +33,14 @@ def fft_conv2d(
     """``conv2d(x, weight, padding="same")`` in the transform domain; differentiable once.
 
     Args:
-        x: ``[B, C, H, W]``, any floating-point dtype, any strides.
-        weight: ``[C', C, k, k]`` of x's dtype, or what :func:`transform_weight` made of it, which
-            gets no gradient.
-        plan: made for H, W and k.
-        dtype: of the transformed data; by default x's, and for 16-bit x float16 on a GPU and
+        x: Image ``[B, C, H, W]``, any floating-point dtype, any strides.
+        weight: Weight ``[C', C, k, k]`` of x's dtype, or what :func:`transform_weight` made of it,
+            which gets no gradient.
+        plan: Plan made for H, W and k.
+        dtype: Dtype of the transformed data; by default x's, and for 16-bit x float16 on a GPU and
             float32 on a CPU, which multiplies no 16-bit numbers fast. Products accumulate in
             float32 at least.
-        workspace_bytes: batch and output channels are cut so that transformed data stays below
+        workspace_bytes: Batch and output channels are cut so that transformed data stays below
             this, as far as one sample and one output channel allow.
         impl: ``"torch"``, or ``"triton"`` for the Triton kernels, which need an NVIDIA GPU;
             ``"auto"``: these where they can run.
@@ -49,7 +49,7 @@ def fft_conv2d(
         ``[B, C', H, W]`` in x's dtype, a view of ``[H, W, B, C']``.
 
     Raises:
-        ValueError: x or weight does not fit the plan, or ``impl`` cannot run.
+        ValueError: The input or the weight does not fit the plan, or ``impl`` cannot run.
     """
     if tuple(x.shape[2:]) != (plan.height.length, plan.width.length):
         raise ValueError(
@@ -125,13 +125,13 @@ def _weight_gradient(
     workspace: int,
     triton: bool,
 ) -> Tensor:
-    """``[C', C, k, k]`` in x's dtype."""
+    """The gradient ``[C', C, k, k]`` in x's dtype."""
     outer = triton_conv().weight_gradient_triton if triton else weight_gradient_torch
     return outer(x, dy, FFTConvPlan.make(*lengths), dtype, workspace).to(x.dtype)
 
 
 def triton_conv() -> Any:
-    """Triton is imported when it is first needed: a CPU does without it."""
+    """The module :mod:`.triton.fft_conv`, imported on first use: a CPU needs no Triton."""
     return importlib.import_module("dnd_fast.kernels.triton.fft_conv")
 
 
@@ -158,7 +158,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         )
     x, weight = ctx.saved_tensors
     dx = dw = None
-    if ctx.needs_input_grad[0]:  # the convolution with the kernel turned around
+    if ctx.needs_input_grad[0]:  # the convolution with the kernel rotated by 180 degrees
         dx = _raw(dy, weight.transpose(0, 1).flip(2, 3), *ctx.options)
     if ctx.needs_input_grad[1]:
         dw = _weight_gradient(x, dy, *ctx.options)

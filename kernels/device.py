@@ -20,13 +20,14 @@ class DeviceProfile:
     """Rates that a device reaches, not peaks.
 
     Attributes:
-        name: for tables.
-        direct_flops: floating-point operations per second of a direct convolution.
-        gemm_flops: of a batched matrix product.
-        transform_flops: of the small matrix products that transform tiles.
-        bandwidth: bytes per second of a copy, reads and writes added up.
-        element_size: bytes per element of activations and weights.
-        fused_2d_dft: whether a tile's 2-D transform is a single product that gathers and scatters,
+        name: Name for tables.
+        direct_flops: Floating-point operations per second of a direct convolution.
+        gemm_flops: Floating-point operations per second of a batched matrix product.
+        transform_flops: Floating-point operations per second of the small matrix products that
+            transform tiles.
+        bandwidth: Bytes per second of a copy, reads and writes added up.
+        element_size: Bytes per element of activations and weights.
+        fused_2d_dft: Whether a tile's 2-D transform is a single product that gathers and scatters,
             as in the Triton kernels, or one product along each axis with results in memory between.
     """
 
@@ -65,7 +66,7 @@ def device_name(device: torch.device | str = "cpu") -> str:
 
 
 def table_name(device: torch.device | str = "cpu") -> str:
-    """Of the file that holds what was measured on a device."""
+    """Name of the file that holds what was measured on a device."""
     return re.sub(r"[^A-Za-z0-9]+", "-", device_name(device)).strip("-") + ".json"
 
 
@@ -96,10 +97,11 @@ def calibrate(
     """Measure this machine's rates, in about ``seconds``.
 
     Args:
-        device: to measure on.
-        dtype: of the decoder; products of 16 bits are measured in float16, on a CPU in float32.
-        seconds: in all.
-        fused_2d_dft: how transforms will run; see :class:`DeviceProfile`.
+        device: Device to measure on.
+        dtype: Dtype of the decoder; products of 16 bits are measured in float16, on a CPU in
+            float32.
+        seconds: Time in all.
+        fused_2d_dft: How transforms will run; see :class:`DeviceProfile`.
     """
     device = torch.device(device)
     size = dtype.itemsize

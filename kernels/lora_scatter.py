@@ -15,14 +15,15 @@ class LoraScatterTable:
     """Where every token goes in one flat buffer that holds all LoRA tensors.
 
     Attributes:
-        shapes: of the LoRA tensors, by name, in token order.
-        rank: r.
-        chunk: columns of a token.
-        table: ``[Nw, 4]`` int32: offset, columns kept, row stride, column stride, in elements.
-        mean: ``[Nw, r, chunk]`` float32, contiguous: weights are token * std + mean. None: tokens
-            are the weights, unless ``border``.
-        std: ``[Nw, 1, 1]`` float32, contiguous; given with mean.
-        border: tokens carry their own mean and std in two more rows and columns.
+        shapes: Shapes of the LoRA tensors, by name, in token order.
+        rank: Rank r.
+        chunk: Columns of a token.
+        table: Offset, columns kept, row stride and column stride of each token, in elements;
+            ``[Nw, 4]`` int32.
+        mean: Static means ``[Nw, r, chunk]``, float32, contiguous: weights are token * std + mean.
+            None: tokens are the weights, unless ``border``.
+        std: Static standard deviations ``[Nw, 1, 1]``, float32, contiguous; given with mean.
+        border: Whether tokens carry their own mean and std in two more rows and columns.
     """
 
     shapes: Mapping[str, tuple[int, int]]
@@ -34,9 +35,10 @@ class LoraScatterTable:
     border: bool = False
 
     def __post_init__(self) -> None:
-        """
+        """Check the statistics.
+
         Raises:
-            ValueError: mean and std do not fit the tokens, one of them is missing, or tokens carry
+            ValueError: Mean and std do not fit the tokens, one of them is missing, or tokens carry
                 their own.
         """
         if self.border and self.mean is not None:
@@ -59,23 +61,24 @@ class LoraScatterTable:
         chunk: int,
         device: torch.device | str | None = None,
     ) -> LoraScatterTable:
-        """Targets for tensors that lie one after another, each contiguous.
+        """Table for tensors that lie one after another, each contiguous.
 
         Args:
-            shapes: A ``(r, in)`` and B ``(out, r)`` by PEFT's names (``….lora_A.weight``), in token
-                order; each tensor is one token per ``chunk`` of in or out, the last may be shorter.
-            chunk: columns of a token.
-            device: of the table.
+            shapes: Shapes A ``(r, in)`` and B ``(out, r)`` by PEFT's names (``….lora_A.weight``),
+                in token order; each tensor is one token per ``chunk`` of in or out, the last may be
+                shorter.
+            chunk: Columns of a token.
+            device: Device of the table.
 
         Raises:
-            ValueError: the tensors differ in rank, or have 2^31 elements or more.
+            ValueError: The tensors differ in rank, or have 2^31 elements or more.
         """
         rows: list[tuple[int, int, int, int]] = []
         ranks, base = set(), 0
         for name, shape in shapes.items():
-            turned = ".lora_B." in name
-            size, rank = shape if turned else shape[::-1]
-            row_stride, column_stride = (1, rank) if turned else (size, 1)
+            transposed = ".lora_B." in name
+            size, rank = shape if transposed else shape[::-1]
+            row_stride, column_stride = (1, rank) if transposed else (size, 1)
             rows += [
                 (base + start * column_stride, min(chunk, size - start), row_stride, column_stride)
                 for start in range(0, size, chunk)
@@ -93,11 +96,11 @@ class LoraScatterTable:
 
     @property
     def elements(self) -> int:
-        """E, of all LoRA tensors."""
+        """Elements E of all LoRA tensors."""
         return sum(map(math.prod, self.shapes.values()))
 
     def views(self, out: Tensor) -> dict[str, Tensor]:
-        """``[..., E]`` -> views ``[..., r, in]`` and ``[..., out, r]`` of it, by name."""
+        """Cut ``[..., E]`` into views ``[..., r, in]`` and ``[..., out, r]`` of it, by name."""
         parts = out.split([math.prod(shape) for shape in self.shapes.values()], dim=-1)
         return {
             name: part.unflatten(-1, shape)

@@ -16,10 +16,11 @@ class TileSpan:
     """Tiles along an axis.
 
     Attributes:
-        before, after: zeros to put before and after the axis.
-        size: positions of a tile.
-        step: from one tile to the next.
-        first: where a tile's first position lies in the window of the DFT.
+        before: Zeros to put before the axis.
+        after: Zeros to put after the axis.
+        size: Positions of a tile.
+        step: Distance from one tile to the next.
+        first: Where a tile's first position lies in the window of the DFT.
     """
 
     before: int
@@ -30,11 +31,11 @@ class TileSpan:
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """Of a tile in the window of the DFT."""
+        """Positions of a tile in the window of the DFT."""
         return tuple(range(self.first, self.first + self.size))
 
     def __call__(self, x: Tensor, dim: int) -> Tensor:
-        """``dim`` becomes (tiles, size)."""
+        """Cut dimension ``dim`` into two: (tiles, size)."""
         if self.before or self.after:
             x = pad(x, (0, 0) * (x.ndim - 1 - dim) + (self.before, self.after))
         return x.unfold(dim, self.size, self.step).movedim(-1, dim + 1)
@@ -45,9 +46,9 @@ class AxisTiling:
     """How one spatial axis is cut into tiles.
 
     Attributes:
-        length: positions of the axis.
-        kernel: k, odd.
-        dft: n, points of the DFT; more than half a kernel longer than the axis, or at least k.
+        length: Positions of the axis.
+        kernel: Kernel size k, odd.
+        dft: Length n of the DFT; more than half a kernel longer than the axis, or at least k.
     """
 
     length: int
@@ -71,7 +72,7 @@ class AxisTiling:
 
     @property
     def outputs(self) -> int:
-        """m, outputs per tile."""
+        """Outputs m per tile."""
         return self.length if self.whole else self.dft - self.kernel + 1
 
     @property
@@ -93,7 +94,7 @@ class AxisTiling:
 
     @property
     def kept(self) -> TileSpan:
-        """The outputs."""
+        """The outputs of each tile."""
         return self._cut(size=self.outputs, before=0, first=self.offset)
 
     def _cut(self, size: int, before: int, first: int) -> TileSpan:
@@ -115,18 +116,18 @@ class FFTConvPlan:
         """Plan for a spatial size, a kernel size and DFT lengths.
 
         Raises:
-            ValueError: an even kernel, or a DFT shorter than the kernel.
+            ValueError: The kernel is even, or a DFT is shorter than the kernel.
         """
         return cls(AxisTiling(height, kernel, dft_height), AxisTiling(width, kernel, dft_width))
 
     @property
     def kernel(self) -> int:
-        """k."""
+        """Kernel size k."""
         return self.height.kernel
 
     @property
     def window_size(self) -> int:
-        """n1 n2, of the DFT."""
+        """Positions n1 n2 of the window of the DFT."""
         return self.height.dft * self.width.dft
 
     @property
@@ -136,9 +137,10 @@ class FFTConvPlan:
 
     @property
     def bins(self) -> int:
-        """F: frequency bins kept, one per conjugate pair."""
-        own, pairs = columns(self.width.dft)
-        return len(own) * (self.height.dft // 2 + 1) + len(pairs) * self.height.dft
+        """Frequency bins F that are kept, one per conjugate pair."""
+        self_conjugate, conjugate_pairs = columns(self.width.dft)
+        half = self.height.dft // 2 + 1
+        return len(self_conjugate) * half + len(conjugate_pairs) * self.height.dft
 
     @property
     def taps(self) -> Positions:
@@ -148,16 +150,16 @@ class FFTConvPlan:
 
 
 def columns(n: int) -> tuple[list[int], list[int]]:
-    """Frequencies along the width that are their own conjugates, and one of each other pair."""
-    own = [0, n // 2] if n % 2 == 0 else [0]
-    return own, [b for b in range(n // 2 + 1) if b not in own]
+    """Frequencies along the width that are self-conjugate, and one of each conjugate pair."""
+    self_conjugate = [0, n // 2] if n % 2 == 0 else [0]
+    return self_conjugate, [b for b in range(n // 2 + 1) if b not in self_conjugate]
 
 
 @dataclass(frozen=True)
 class Tiling:
     """Tiles of an image: how many, from one to the next, and positions of each.
 
-    The first tile's first position is ``before`` positions outside the image (0 for synthesis).
+    The first tile's first position is ``before`` positions outside the image (0 for outputs).
     """
 
     tiles_h: int
@@ -170,7 +172,7 @@ class Tiling:
     size_w: int
 
     def columns(self, image: Tensor) -> int:
-        """(t, c) of an image ``[B, C, H, W]``."""
+        """Number of columns (tile, channel) of an image ``[B, C, H, W]``."""
         return self.tiles_h * self.tiles_w * image.shape[0] * image.shape[1]
 
     def arguments(self) -> tuple[int, int, int, int, int]:

@@ -52,6 +52,18 @@ def fft_conv2d_torch(
     dtype: torch.dtype,
     workspace: int,
 ) -> Tensor:
+    """Run :func:`dnd_fast.kernels.conv2d.fft_conv2d` in plain PyTorch.
+
+    Args:
+        x: Image ``[B, C, H, W]``.
+        weight: Raw weight ``[C', C, k, k]``, or transformed.
+        plan: Plan made for H, W and k.
+        dtype: Dtype of transformed data.
+        workspace: Bytes that transformed data may take.
+
+    Returns:
+        ``[B, C', H, W]`` in x's dtype, a view of ``[H, W, B, C']``.
+    """
     channels_out = weight.shape[0] if isinstance(weight, Tensor) else weight.values.shape[2]
     out = x.new_empty(*x.shape[2:], x.shape[0], channels_out)
     kept = plan.width.kept.positions, plan.height.kept.positions
@@ -94,6 +106,11 @@ def _multiply(
 def weight_gradient_torch(
     x: Tensor, dy: Tensor, plan: FFTConvPlan, dtype: torch.dtype, workspace: int
 ) -> Tensor:
+    """Gradient ``[C', C, k, k]`` of the weight, float32 at least.
+
+    ``dy [B, C', H, W]`` is the gradient of the output; the other arguments are those of
+    :func:`fft_conv2d_torch`.
+    """
     shape = plan.kernel, plan.kernel, dy.shape[1], x.shape[1]
     gradient = x.new_zeros(shape, dtype=torch.promote_types(dtype, torch.float32))
     spans = plan.width.kept, plan.height.kept

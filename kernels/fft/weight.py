@@ -15,9 +15,8 @@ from torch import Tensor
 from dnd_fast.kernels.fft.dft import dft_forward
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
 
-FP16_LIMIT = (
-    2.0**14
-)  # a quarter of float16's range, for rounding; what is below 2^-28 of it is lost
+# A quarter of float16's range, for rounding; what is below 2^-28 of it is lost.
+FP16_LIMIT = 2.0**14
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,11 @@ class TransformedWeight:
     """What :func:`transform_weight` makes of ``[C', C, k, k]``.
 
     Attributes:
-        values: ``[F, 2, C', C]``: real and imaginary part of each kept bin.
-        scale: float32, what to multiply ``values`` by: a power of two ``[]`` for float16,
+        values: Real and imaginary part of each kept bin, ``[F, 2, C', C]``.
+        scale: What to multiply ``values`` by, in float32: a power of two ``[]`` for float16,
             ``[F, 1, C']`` for int8, None for wider ones.
-        bound: ``[]`` float32: no output exceeds this times the largest input; None for wider ones.
+        bound: Ratio ``[]``, float32, of largest output to largest input that is not exceeded; None
+            for wider ones.
     """
 
     values: Tensor
@@ -37,16 +37,16 @@ class TransformedWeight:
 
     @property
     def nbytes(self) -> int:
-        """Of values and scale."""
+        """Bytes of values and scale."""
         return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
     def to(self, device: torch.device) -> TransformedWeight:
-        """On another device."""
+        """The same weight on another device."""
         parts = (self.values, self.scale, self.bound)
         return TransformedWeight(*(None if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
 
     def of(self, channels: slice) -> TransformedWeight:
-        """Some output channels."""
+        """The weight of some output channels."""
         scale = self.scale
         if scale is not None and scale.ndim:
             scale = scale[:, :, channels]
@@ -63,12 +63,11 @@ def transform_weight(
     """Transform ``[C', C, k, k]``.
 
     Args:
-        weight: any floating-point dtype, on any device; computed in float32 at least, or in
-            ``dtype`` if that is wider.
-        plan: tiles of the convolution.
-        dtype: of the result: float64, float32, float16 or int8; by default the weight's, but
+        weight: Raw weight of any floating-point dtype, on any device; computed in float32 at least.
+        plan: Tiles of the convolution.
+        dtype: Dtype of the result: float64, float32, float16 or int8; by default the weight's, but
             float16 for bfloat16.
-        workspace_bytes: taken beside the result, as far as one output channel allows.
+        workspace_bytes: Memory taken beside the result, as far as one output channel allows.
     """
     exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
     if dtype is None:
@@ -82,8 +81,8 @@ def transform_weight(
         scale = 1 / power_of_two_below(FP16_LIMIT, largest(magnitude))
     if dtype == torch.int8:
         scale = weight.new_empty(plan.bins, 1, channels_out, dtype=torch.float32)
-    each = channels_in * (2 * plan.bins + plan.kernel * plan.width.dft) * exact.itemsize
-    for channels in chunks(channels_out, each, workspace_bytes):
+    row_bytes = channels_in * (2 * plan.bins + plan.kernel * plan.width.dft) * exact.itemsize
+    for channels in chunks(channels_out, row_bytes, workspace_bytes):
         part = weight[channels].permute(3, 2, 0, 1)
         bins = dft_forward(part.to(exact), plan, plan.taps, norm="backward")
         if dtype == torch.float16:
@@ -98,7 +97,7 @@ def transform_weight(
 
 
 def largest(x: Tensor) -> Tensor:
-    """``[]`` float32: the largest magnitude, 0 where there is none; no synchronisation."""
+    """Largest magnitude ``[]``, float32, 0 where there is none; does not wait for the device."""
     return x.detach().abs().amax().float() if x.numel() else x.new_zeros((), dtype=torch.float32)
 
 
@@ -109,7 +108,7 @@ def power_of_two_below(limit: float, bound: Tensor) -> Tensor:
 
 
 def chunks(count: int, bytes_each: int, workspace: int) -> Iterator[slice]:
-    """Slices of up to half a workspace."""
+    """Slices of ``count`` items that take up to half a workspace each."""
     step = max(1, workspace // (2 * max(1, bytes_each)))
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))

@@ -44,12 +44,13 @@ class ConvShape:
 
     @property
     def direct_flops(self) -> float:
-        """Of the direct form, one sample, a multiplication and an addition being two."""
+        """Operations of the direct form for one sample, a multiplication and an addition being
+        two."""
         return 2.0 * self.height * self.width * self.weights
 
     @property
     def weights(self) -> int:
-        """Elements of the raw weight."""
+        """Number of elements of the raw weight."""
         return self.channels_in * self.channels_out * self.kernel**2
 
     @property
@@ -71,12 +72,12 @@ class ConvPlan:
     """The choice for one convolution.
 
     Attributes:
-        shape: the convolution.
-        fft_plan: the transform's tiles, or None for the direct form.
-        seconds: predicted, or measured.
-        flops: of the arithmetic actually done.
-        bytes_moved: to and from memory.
-        weight_bytes: that the weights take, as they are kept.
+        shape: The convolution.
+        fft_plan: Tiles and transforms, or None for the direct form.
+        seconds: Time predicted, or measured.
+        flops: Operations actually done.
+        bytes_moved: Bytes moved to and from memory.
+        weight_bytes: Bytes that the weights take, as they are kept.
     """
 
     shape: ConvShape
@@ -99,10 +100,10 @@ class DecoderPlan:
     """A choice for every convolution of a decoder, in the order of :func:`decoder_convolutions`.
 
     Attributes:
-        convolutions: the choices.
-        weights: how transformed weights are kept: ``"cached"``, ``"int8"``, or, transformed anew
+        convolutions: The choices.
+        weights: How transformed weights are kept: ``"cached"``, ``"int8"``, or, transformed anew
             at each call, ``"streamed"``.
-        workspace_bytes: that the transformed data of one convolution may take.
+        workspace_bytes: Bytes that the transformed data of one convolution may take.
     """
 
     convolutions: tuple[ConvPlan, ...]
@@ -118,12 +119,12 @@ class DecoderPlan:
 
     @property
     def seconds(self) -> float:
-        """Of one pass, or one training step."""
+        """Time of one pass, or one training step."""
         return sum(choice.seconds for choice in self.convolutions)
 
     @property
     def weight_bytes(self) -> float:
-        """Of all weights as they are kept."""
+        """Bytes of all weights as they are kept."""
         return sum(choice.weight_bytes for choice in self.convolutions)
 
     @property
@@ -134,11 +135,13 @@ class DecoderPlan:
 
 def decoder_convolutions(features: Sequence[Sequence[int]], kernel: int) -> list[ConvShape]:
     """The five convolutions of every block, named ``BLOCK.CONVOLUTION``."""
-    return [
-        ConvShape(f"{block}.{convolution.name}", *convolution.sizes(before, after), kernel)
-        for block, (before, after) in enumerate(itertools.pairwise(features))
-        for convolution in CONVOLUTIONS.values()
-    ]
+    shapes = []
+    for block, (before, after) in enumerate(itertools.pairwise(features)):
+        for name, convolution in CONVOLUTIONS.items():
+            height, width, channels_in, channels_out = convolution.sizes(before, after)
+            shape = ConvShape(f"{block}.{name}", height, width, channels_in, channels_out, kernel)
+            shapes.append(shape)
+    return shapes
 
 
 def plan_decoder(
@@ -156,18 +159,19 @@ def plan_decoder(
     """Choose for every convolution.
 
     Args:
-        features, kernel: of the decoder.
-        profile: of the device.
-        batch: samples per pass.
-        memory: bytes that the weights may take, transformed ones included: smaller tiles, or the
+        features: Shapes (N, L, C) between the decoder's blocks.
+        kernel: Kernel size of the decoder.
+        profile: Rates of the device.
+        batch: Samples per pass.
+        memory: Bytes that the weights may take, transformed ones included: smaller tiles, or the
             direct form, then where a byte costs the fewest seconds.
-        weights: how transformed ones are kept; see :class:`DecoderPlan`.
-        training: plan a forward and a backward pass, which need streamed weights.
+        weights: How transformed ones are kept; see :class:`DecoderPlan`.
+        training: Plan a forward and a backward pass, which need streamed weights.
         algorithm: ``"direct"`` and ``"fft"`` force one everywhere.
-        measured: times of inference by :meth:`ConvShape.key`, which count instead of predictions.
+        measured: Times of inference by :meth:`ConvShape.key`, which count instead of predictions.
 
     Raises:
-        ValueError: no choice fits into ``memory``, or training with other weights than streamed.
+        ValueError: No choice fits into ``memory``, or training with other weights than streamed.
     """
     if training and weights != "streamed":
         raise ValueError(f"weights={weights!r}: training changes them, so it needs 'streamed'.")
@@ -178,7 +182,7 @@ def plan_decoder(
         options = _with_times(options, times)
         if algorithm != "auto":
             options = [
-                each for each in options if (each.fft_plan is None) == (algorithm == "direct")
+                option for option in options if (option.fft_plan is None) == (algorithm == "direct")
             ]
         candidates.append(options)
 
@@ -190,7 +194,7 @@ def plan_decoder(
         for place, (before, after) in enumerate(itertools.pairwise(path), start=1)
     )
     for _, index, place in steps:
-        if memory is None or sum(each.weight_bytes for each in choices) <= memory:
+        if memory is None or sum(choice.weight_bytes for choice in choices) <= memory:
             break
         choices[index] = paths[index][place]
     plan = DecoderPlan(tuple(choices), weights)
@@ -204,9 +208,9 @@ def plan_decoder(
 
 def _trade_offs(options: Sequence[ConvPlan]) -> list[ConvPlan]:
     """The fastest, then ever smaller ones, each for the fewest seconds per byte saved."""
-    path = [min(options, key=lambda each: (each.seconds, each.weight_bytes))]
-    while smaller := [each for each in options if each.weight_bytes < path[-1].weight_bytes]:
-        path.append(min(smaller, key=lambda each: _marginal_cost(path[-1], each)))
+    path = [min(options, key=lambda option: (option.seconds, option.weight_bytes))]
+    while smaller := [plan for plan in options if plan.weight_bytes < path[-1].weight_bytes]:
+        path.append(min(smaller, key=lambda plan: _marginal_cost(path[-1], plan)))
     return path
 
 
@@ -218,7 +222,7 @@ def _marginal_cost(before: ConvPlan, after: ConvPlan) -> float:
 def bandwidth_bound_seconds(
     features: Sequence[Sequence[int]], kernel: int, profile: DeviceProfile, batch: int = 1
 ) -> float:
-    """No algorithm is faster: raw weights and condition read once, tokens written once."""
+    """Time of reading raw weights and condition once and writing tokens once: a lower bound."""
     (n, length, c), (n2, length2, c2) = features[0], features[-1]
     weights = sum(shape.weights for shape in decoder_convolutions(features, kernel))
     elements = weights + batch * (n * length * c + n2 * length2 * c2)
@@ -237,8 +241,17 @@ def conv_plans(
     lengths = itertools.product(
         _dft_lengths(shape.height, shape.kernel), _dft_lengths(shape.width, shape.kernel)
     )
-    tiles = [FFTConvPlan.make(shape.height, shape.width, shape.kernel, *pair) for pair in lengths]
-    plans = [_tiled(shape, each, profile, batch, weights, training) for each in tiles]
+    plans = [
+        _tiled(
+            shape,
+            FFTConvPlan.make(shape.height, shape.width, shape.kernel, *pair),
+            profile,
+            batch,
+            weights,
+            training,
+        )
+        for pair in lengths
+    ]
     return _direct(shape, profile, batch, training), *plans
 
 
@@ -246,14 +259,14 @@ def _with_times(options: list[ConvPlan], times: Mapping[str, float]) -> list[Con
     """The options with measured times; predictions for other tiles are corrected by the median
     ratio of measured to predicted time."""
     ratios = [
-        times[each.algorithm] / each.seconds
-        for each in options
-        if each.fft_plan is not None and each.algorithm in times
+        times[option.algorithm] / option.seconds
+        for option in options
+        if option.fft_plan is not None and option.algorithm in times
     ]
     ratio = statistics.median(ratios) if ratios else 1.0
     return [
-        dataclasses.replace(each, seconds=times.get(each.algorithm, ratio * each.seconds))
-        for each in options
+        dataclasses.replace(option, seconds=times.get(option.algorithm, ratio * option.seconds))
+        for option in options
     ]
 
 
@@ -283,82 +296,83 @@ def _direct(shape: ConvShape, profile: DeviceProfile, batch: int, training: bool
 
 def _tiled(
     shape: ConvShape,
-    tiles: FFTConvPlan,
+    plan: FFTConvPlan,
     profile: DeviceProfile,
     batch: int,
     weights: Weights,
     training: bool,
 ) -> ConvPlan:
     steps = _Steps(profile)
-    _add_convolution(steps, shape, tiles, batch, weights)
+    _add_convolution(steps, shape, plan, batch, weights)
     if training:
-        _add_convolution(steps, shape.transposed, tiles, batch, weights)
-        _add_weight_gradient(steps, shape, tiles, batch)
-    transformed = 2.0 * tiles.bins * shape.channels_in * shape.channels_out
+        _add_convolution(steps, shape.transposed, plan, batch, weights)
+        _add_weight_gradient(steps, shape, plan, batch)
+    transformed = 2.0 * plan.bins * shape.channels_in * shape.channels_out
     weight_bytes = {
         "cached": transformed * profile.element_size,
         "streamed": float(shape.weights * profile.element_size),
-        "int8": transformed + 4.0 * tiles.bins * shape.channels_out,
+        "int8": transformed + 4.0 * plan.bins * shape.channels_out,
     }[weights]
-    return ConvPlan(shape, tiles, steps.seconds, steps.flops, steps.bytes_moved, weight_bytes)
+    return ConvPlan(shape, plan, steps.seconds, steps.flops, steps.bytes_moved, weight_bytes)
 
 
 def _add_convolution(
-    steps: _Steps, shape: ConvShape, tiles: FFTConvPlan, batch: int, weights: Weights
+    steps: _Steps, shape: ConvShape, plan: FFTConvPlan, batch: int, weights: Weights
 ) -> None:
     """Windows in, one product per bin, kept outputs back."""
-    height, width, fused_2d_dft = tiles.height, tiles.width, steps.profile.fused_2d_dft
-    c_in, c_out, count = shape.channels_in, shape.channels_out, batch * tiles.tiles
+    height, width, fused_2d_dft = plan.height, plan.width, steps.profile.fused_2d_dft
+    c_in, c_out, count = shape.channels_in, shape.channels_out, batch * plan.tiles
     inputs, outputs = ((batch * shape.height * shape.width) * c for c in (c_in, c_out))
-    signal, product = 3.0 * tiles.bins * c_in * count, 2.0 * tiles.bins * c_out * count
-    transformed = 2.0 * tiles.bins * c_in * c_out
+    signal, product = 3.0 * plan.bins * c_in * count, 2.0 * plan.bins * c_out * count
+    transformed = 2.0 * plan.bins * c_in * c_out
     rows, across = min(height.dft, height.length), min(width.dft, width.length)
     moved = inputs + signal if fused_2d_dft else 3 * inputs + 2.5 * signal
-    _add_transforms(steps, tiles, rows, across, 3, c_in * count, moved)
+    _add_transforms(steps, plan, rows, across, 3, c_in * count, moved)
     if weights == "streamed":
         moved = shape.weights + transformed if fused_2d_dft else 3 * shape.weights + 2 * transformed
-        _add_transforms(steps, tiles, tiles.kernel, tiles.kernel, 2, c_in * c_out, moved)
+        _add_transforms(steps, plan, plan.kernel, plan.kernel, 2, c_in * c_out, moved)
     kept = transformed
     if weights == "int8":
         kept /= steps.profile.element_size
         if not fused_2d_dft:  # converted before use
             steps.add(0, kept + transformed, steps.profile.gemm_flops)
             kept = transformed
-    flops = 8.0 * tiles.bins * c_in * c_out * count
+    flops = 8.0 * plan.bins * c_in * c_out * count
     steps.add(flops, kept + signal + (1 if fused_2d_dft else 2) * product, steps.profile.gemm_flops)
     moved = product + outputs if fused_2d_dft else 4 * product + 3 * outputs
-    _add_transforms(steps, tiles, height.outputs, width.outputs, 2, c_out * count, moved)
+    _add_transforms(steps, plan, height.outputs, width.outputs, 2, c_out * count, moved)
 
 
-def _add_weight_gradient(steps: _Steps, shape: ConvShape, tiles: FFTConvPlan, batch: int) -> None:
+def _add_weight_gradient(steps: _Steps, shape: ConvShape, plan: FFTConvPlan, batch: int) -> None:
     """Both signals in, an outer product per bin, the kernel's taps back."""
-    height, width = tiles.height, tiles.width
-    c_in, c_out, count = shape.channels_in, shape.channels_out, batch * tiles.tiles
-    signals = 3.0 * tiles.bins * count * (c_in + c_out)
-    transformed = 2.0 * tiles.bins * c_in * c_out
+    height, width = plan.height, plan.width
+    c_in, c_out, count = shape.channels_in, shape.channels_out, batch * plan.tiles
+    signals = 3.0 * plan.bins * count * (c_in + c_out)
+    transformed = 2.0 * plan.bins * c_in * c_out
     rows, across = min(height.dft, height.length), min(width.dft, width.length)
-    _add_transforms(steps, tiles, rows, across, 3, (c_in + c_out) * count, 3 * signals)
-    flops = 8.0 * tiles.bins * c_in * c_out * count
+    _add_transforms(steps, plan, rows, across, 3, (c_in + c_out) * count, 3 * signals)
+    flops = 8.0 * plan.bins * c_in * c_out * count
     steps.add(flops, 3 * transformed + signals, steps.profile.gemm_flops)
     moved = 2 * transformed + 3 * shape.weights
-    _add_transforms(steps, tiles, tiles.kernel, tiles.kernel, 2, c_in * c_out, moved)
+    _add_transforms(steps, plan, plan.kernel, plan.kernel, 2, c_in * c_out, moved)
 
 
 def _add_transforms(
     steps: _Steps,
-    tiles: FFTConvPlan,
+    plan: FFTConvPlan,
     rows: int,
     across: int,
     planes: int,
     count: float,
     moved: float,
 ) -> None:
-    """Of ``count`` windows, between ``rows`` x ``across`` positions and the planes of all bins."""
+    """Add transforms of ``count`` windows, between ``rows`` x ``across`` positions and the planes
+    of all bins."""
     if steps.profile.fused_2d_dft:  # folded about the window's centre
-        flops = 2.0 * rows * across * tiles.bins
+        flops = 2.0 * rows * across * plan.bins
     else:
-        columns = 2 * (tiles.width.dft // 2 + 1)
-        flops = 2.0 * columns * rows * (across + planes * tiles.height.dft)
+        columns = 2 * (plan.width.dft // 2 + 1)
+        flops = 2.0 * columns * rows * (across + planes * plan.height.dft)
     steps.add(flops * count, moved, steps.profile.transform_flops)
 
 

@@ -31,23 +31,22 @@ class _Count(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         before = self.now
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         old = {id(leaf.untyped_storage()) for leaf in given}
-        for leaf in tree_leaves(found):
+        for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
                 if id(storage) not in old | self._known:
                     self._add(storage)
         if func is torch.ops.aten.convolution.default:
-            scratch = sum(leaf.nbytes for leaf in (*given, found))
+            scratch = sum(leaf.nbytes for leaf in (*given, result))
             self.peak = max(self.peak, self.now + scratch)
         elif func.namespace == "dnd_fast" and self._inside:
             tensors = tuple((tuple(leaf.shape), leaf.dtype) for leaf in given)
-            plain = [each for each in args if not isinstance(each, Tensor)]
-            lengths, dtype, workspace, _ = plain
+            lengths, dtype, workspace, _ = (arg for arg in args if not isinstance(arg, Tensor))
             inside = _inside(func, tensors, tuple(lengths), dtype, workspace)
             self.peak = max(self.peak, before + inside)
-        return found
+        return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = id(storage), storage.nbytes()
@@ -72,7 +71,7 @@ def _inside(
 ) -> int:
     """What a convolution in the transform domain allocates, its result included."""
     with unset_fake_temporarily():
-        x, other = (torch.empty(shape, dtype=each, device="meta") for shape, each in tensors)
+        x, other = (torch.empty(shape, dtype=kind, device="meta") for shape, kind in tensors)
         plan = FFTConvPlan.make(*lengths)
         inner = fft_conv2d_torch
         if func is torch.ops.dnd_fast.fft_conv2d_weight_gradient.default:

@@ -187,8 +187,9 @@ def _weight_gradient_kernel(
 class BinGemmConfig(Config):
     """How :func:`bin_gemm` runs.
 
-    ``tma``: a persistent kernel whose blocks are copied by the tensor memory accelerator, for
-    compute capability 9 or more and rows that are multiples of 16 bytes.
+    Attributes:
+        tma: Whether a persistent kernel runs, whose blocks the tensor memory accelerator copies;
+            for compute capability 9 or more and rows that are multiples of 16 bytes.
     """
 
     tma: bool = False

@@ -1,4 +1,4 @@
-"""What several kernels take, and refuse: blocks, LayerNorm, the operands of an epilogue."""
+"""Operands that several kernels take, and what they refuse: blocks, LayerNorm, epilogues."""
 
 # mypy: disable-error-code="import-untyped"
 
@@ -36,9 +36,11 @@ class LayerNorm:
     """LayerNorm over (L, C) of ``[B, N, L, C]``, to be applied to a permuted view of that tensor.
 
     Attributes:
-        mean, rstd: ``[B, N]`` float32, contiguous.
-        weight, bias: ``[L, C]``, contiguous.
-        order: the permutation of (B, N, L, C) that makes the view; B stays first.
+        mean: Means ``[B, N]``, float32, contiguous.
+        rstd: Reciprocal standard deviations ``[B, N]``, float32, contiguous.
+        weight: Weight ``[L, C]``, contiguous.
+        bias: Bias ``[L, C]``, contiguous.
+        order: The permutation of (B, N, L, C) that makes the view; B stays first.
     """
 
     mean: Tensor
@@ -65,7 +67,7 @@ def require_gpu(*tensors: Tensor) -> None:
     """Refuse tensors that no kernel can run on.
 
     Raises:
-        ValueError: one is not on an NVIDIA GPU, and Triton's interpreter is off.
+        ValueError: A tensor is not on an NVIDIA GPU, and Triton's interpreter is off.
     """
     for tensor in tensors:
         if not tensor.is_cuda and not triton.knobs.runtime.interpret:
@@ -79,7 +81,7 @@ def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse a tensor that is not contiguous or not of a shape.
 
     Raises:
-        ValueError: so.
+        ValueError: The tensor is such.
     """
     if tuple(tensor.shape) != shape or not tensor.is_contiguous():
         raise ValueError(
@@ -94,7 +96,7 @@ def require_operands(
     """Refuse operands that an epilogue to an output ``[B, C, H, W]`` does not take, or lacks.
 
     Raises:
-        ValueError: so.
+        ValueError: An operand is missing, superfluous, or of another shape.
     """
     bias_shape = {"tanh_bias": shape[1:], "bias_residual": shape[1:2]}.get(epilogue)
     if epilogue == "bias_residual" and bias is not None and not bias.is_contiguous():
@@ -102,19 +104,19 @@ def require_operands(
     takes_other = epilogue == "mix" or (epilogue == "bias_residual" and other is not None)
     other_shape = shape if takes_other else None
     for name, tensor, expected in (("bias", bias, bias_shape), ("other", other, other_shape)):
-        found = None if tensor is None else tuple(tensor.shape)
-        if found != expected:
+        actual = None if tensor is None else tuple(tensor.shape)
+        if actual != expected:
             raise ValueError(
-                f"{name} has shape {found}; epilogue {epilogue!r} and an output of shape {shape} "
+                f"{name} has shape {actual}; epilogue {epilogue!r} and an output of shape {shape} "
                 f"expect {expected}."
             )
 
 
 def output_shape(out: Tensor, scatter: LoraScatterTable | None) -> tuple[int, int, int, int]:
-    """``[B, C, H, W]`` of an output, which may be tokens on their way into LoRA tensors.
+    """Shape ``[B, C, H, W]`` of an output, which may be tokens on their way into LoRA tensors.
 
     Raises:
-        ValueError: out does not fit the scatter.
+        ValueError: The output does not fit the scatter.
     """
     if scatter is None:
         batch, channels, height, width = out.shape
@@ -126,10 +128,10 @@ def output_shape(out: Tensor, scatter: LoraScatterTable | None) -> tuple[int, in
 def image_strides(
     out: Tensor, scatter: LoraScatterTable | None, other: Tensor | None
 ) -> ImageStrides:
-    """Of an output ``[B, C, H, W]`` and what is added to it; 0 where there is neither.
+    """Strides of an output ``[B, C, H, W]`` and of what is added to it; 0 where there is neither.
 
     Raises:
-        ValueError: they differ in strides.
+        ValueError: They differ in strides.
     """
     if scatter is not None:
         return ImageStrides(*(other.stride() if other is not None else (0, 0, 0, 0)))
@@ -168,6 +170,11 @@ def alignment(image: Tensor) -> int:
 
 
 def require_flat(name: str, tensor: Tensor, count: int) -> None:
+    """Refuse a tensor that is not contiguous or has another number of elements.
+
+    Raises:
+        ValueError: The tensor is such.
+    """
     if tensor.numel() != count or not tensor.is_contiguous():
         raise ValueError(
             f"{name} has shape {list(tensor.shape)} and strides {list(tensor.stride())}; expected "

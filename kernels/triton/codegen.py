@@ -30,9 +30,8 @@ def compile_launch(kernel: Any, arguments: Mapping[str, Any], capability: int) -
         capability: 80, 90 or 100.
 
     Returns:
-        registers (of a thread), spills (bytes stored), shared (bytes), and counts of instructions:
-        of all in the machine code, and in the PTX of wgmma, mma (the warp-wide and the sm_100 one),
-        async_copies and tma.
+        registers (of a thread), spills (bytes stored), shared (bytes), and counts of instructions
+        in the PTX: wgmma, mma (the warp-wide and the sm_100 one), async_copies and tma.
     """
     target = GPUTarget("cuda", capability, 32)
     backend = make_backend(target)
@@ -60,9 +59,9 @@ def _resources(cubin: bytes, shared: int) -> dict[str, int]:
         path.write_bytes(cubin)
         command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
         usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    usage_of = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     return {
-        "registers": found["REG"],
-        "spills": found["STACK"] + found["LOCAL"],
+        "registers": usage_of["REG"],
+        "spills": usage_of["STACK"] + usage_of["LOCAL"],
         "shared": shared,
     }

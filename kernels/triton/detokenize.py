@@ -124,7 +124,12 @@ def _detokenize_kernel(
 
 @dataclass(frozen=True)
 class DetokenizeConfig:
-    """Columns that a program handles at a time, a power of two, and its warps."""
+    """How tokens are handled.
+
+    Attributes:
+        columns: Columns that a program handles at a time, a power of two.
+        num_warps: Warps of a program.
+    """
 
     columns: int
     num_warps: int

@@ -9,8 +9,8 @@ bins f,
     Im X[f, (t, c)] = sum over k of M[1, f, k] (x[k, (t, c)] - x[P - 1 - k, (t, c)])
 
 for tiles t, whose positions are ordered (i, j), and channels c, innermost. Tiles are ordered
-(t1, t2, b) along height, width and batch. Which bins there are and in which units is the matrix's
-business alone.
+(t1, t2, b) along height, width and batch. Which bins there are and how they are normalised is the
+matrix's business alone.
 
 LayerNorm may be applied on load. In float16, x is multiplied by the power of two s of
 :mod:`.primitives`; a folded window is at most twice as large as x, for which there is room.
@@ -141,7 +141,7 @@ def _dft_forward_kernel(
         tl.store(p_out, -b_out, mask=m_out & (i_part == 1))
 
 
-# What tuning tries, the default first.
+# Configs that tuning tries, the default first.
 HALF = (
     Config(block_m=128, block_n=64, block_k=32, num_warps=8, num_stages=4),
     Config(block_m=64, block_n=64, block_k=32, num_warps=4, num_stages=4),
@@ -172,22 +172,23 @@ def dft_forward_triton(
     """Transform the tiles of an image.
 
     Args:
-        x: ``[B, C, H, W]``, any strides; float16, bfloat16 or float32. Zero outside.
-        matrix: ``[2, F, K]``, contiguous, M of the module's docstring, as
+        x: Image ``[B, C, H, W]``, any strides; float16, bfloat16 or float32. Zero outside.
+        matrix: Matrices M ``[2, F, K]``, contiguous, of the module's docstring, as
             ``dft.folded_forward_matrix`` makes it; columns beyond half the positions of a tile
             meet zeros. float16 for 16-bit x, else x's dtype. Fastest where K is a multiple of 16.
-        tiling: of x.
-        out: ``[F, planes, T, C]``, contiguous, or any shape with as many elements; T = tiles
-            times B.
+        tiling: Tiles of x.
+        out: Receives ``[F, planes, T, C]``, contiguous, or any shape with as many elements; T =
+            tiles times B.
         planes: 2 for (re, im); 3 for (-im, re, im).
-        norm: applied to x.
-        bound: ``[]`` or ``[1]`` float32, at least the largest magnitude of (normalised) x.
-        sqrt_window_size: how many times larger than x's the largest magnitude of ``out`` can be, or
-            more; at least 1.
-        config: by default the device's, see :mod:`.tuning`.
+        norm: LayerNorm that is applied to x.
+        bound: A number ``[]`` or ``[1]``, float32, at least the largest magnitude of (normalised)
+            x.
+        sqrt_window_size: Ratio of the largest magnitude of ``out`` to that of x that is not
+            exceeded; at least 1.
+        config: How the kernel runs; by default what :mod:`.tuning` has for the device.
 
     Raises:
-        ValueError: no GPU, or ``out`` or the matrix does not fit.
+        ValueError: There is no GPU, or ``out`` or the matrix does not fit.
     """
     require_gpu(x, matrix, out)
     columns = tiling.columns(x)
@@ -203,8 +204,8 @@ def dft_forward_triton(
     if config is None:
         single = matrix.dtype == torch.float32
         candidates = SINGLE if single else NORMED if norm else HALF
-        words = matrix.dtype, "normed" if norm else "plain", layout
-        config = tuning.config(candidates, x.device, "dft_forward", *words, bins, columns, inner)
+        kinds = matrix.dtype, "normed" if norm else "plain", layout
+        config = tuning.config(candidates, x.device, "dft_forward", *kinds, bins, columns, inner)
     blocks = 2 * triton.cdiv(bins, config.block_m) * triton.cdiv(columns, config.block_n)
     if blocks == 0:
         return

@@ -167,8 +167,8 @@ def _dft_inverse_kernel(
         tl.store(p_chunk + 2 * plane, m2, mask=o_n < columns)
 
 
-# What tuning tries, the default first. There are two accumulators, and an epilogue that holds
-# addresses of three operands.
+# Configs that tuning tries, the default first. There are two accumulators, and an epilogue that
+# holds addresses of three operands.
 HALF = (
     Config(block_m=64, block_n=64, block_k=32, num_warps=8, num_stages=4),
     Config(block_m=64, block_n=64, block_k=32, num_warps=8, num_stages=2),
@@ -204,29 +204,31 @@ def dft_inverse_triton(
     * ``"bias_residual"``: y + bias + other, the latter where given.
 
     Args:
-        y: ``[F, 2, T, C]``, contiguous, or any shape with as many elements; of the matrix's dtype.
-        matrix: ``[2, K, F']``, contiguous, E of the module's docstring, as
+        y: Planes ``[F, 2, T, C]``, contiguous, or any shape with as many elements; of the matrix's
+            dtype.
+        matrix: Matrices E ``[2, K, F']``, contiguous, of the module's docstring, as
             ``dft.folded_inverse_matrix`` makes it; F' at least F, and columns beyond F meet zeros.
             Fastest where F' is a multiple of 16.
-        tiling: of ``out``, with ``before`` 0.
-        out: ``[B, C, H, W]``, any strides, any float dtype up to float32; with scatter ``[B, E]``,
-            contiguous.
-        bound, sqrt_window_size: as given to :func:`dft_forward_triton` for the
-            signal that y was computed from.
-        scale: a factor.
-        epilogue: see above.
-        bias: a view ``[C, H, W]``, any strides, for ``"tanh_bias"``; ``[C]``, contiguous, for
+        tiling: Tiles of ``out``, with ``before`` 0.
+        out: Receives ``[B, C, H, W]``, any strides, any float dtype up to float32; with scatter
+            ``[B, E]``, contiguous.
+        bound: Bound given to :func:`.dft_forward.dft_forward_triton` for the signal that y was
+            computed from.
+        sqrt_window_size: Ratio given there.
+        scale: A factor.
+        epilogue: Name of the epilogue; see above.
+        bias: A view ``[C, H, W]``, any strides, for ``"tanh_bias"``; ``[C]``, contiguous, for
             ``"bias_residual"``.
-        other: ``[B, C, H, W]``, of the strides of ``out``; any with scatter; may be ``out``.
-        amax: ``[]`` or ``[1]`` float32, raised to the largest magnitude stored.
-        stats: mean and reciprocal standard deviation of what is stored, over (H, W); written,
+        other: Image ``[B, C, H, W]``, of the strides of ``out``; any with scatter; may be ``out``.
+        amax: A number ``[]`` or ``[1]``, float32, raised to the largest magnitude stored.
+        stats: Receive mean and reciprocal standard deviation of what is stored, over (H, W);
             ``[B, C]`` float32, contiguous.
-        scatter: the image is tokens ``[B, Nw, r, chunk]``, to be scaled and written into LoRA
+        scatter: The image is tokens ``[B, Nw, r, chunk]``, to be scaled and written into LoRA
             tensors as :func:`.detokenize.detokenize` does it.
-        config: by default the device's, see :mod:`.tuning`.
+        config: How the kernel runs; by default what :mod:`.tuning` has for the device.
 
     Raises:
-        ValueError: no GPU, or the operands do not fit together.
+        ValueError: There is no GPU, or the operands do not fit together.
     """
     require_gpu(y, matrix, out)
     shape = output_shape(out, scatter)

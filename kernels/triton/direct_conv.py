@@ -88,6 +88,7 @@ def _direct_conv_kernel(
 
     blocks_k = tl.cdiv(channels_in, BLOCK_K)
     taps = KERNEL * KERNEL
+    # Few channels: a block of K holds several taps, with the channels of each innermost.
     steps = tl.cdiv(taps * channels_in, BLOCK_K) if JOINT else taps * blocks_k
     acc = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_N), tl.float32)
     for step in range(steps):
@@ -109,6 +110,7 @@ def _direct_conv_kernel(
         p_x = x_ptr + i_b * stride_xb + o_c.to(tl.int64) * stride_xc
         p_x += o_y.to(tl.int64) * stride_xh + o_x.to(tl.int64) * stride_xw
         b_x = tl.load(p_x, mask=m_x, other=0.0)  # [M, K]
+        # LayerNorm leaves padding 0: the convolution pads what is normalised already.
         if norm is not None:
             stride_sb, stride_sh, stride_sw = norm.stats_strides
             stride_gc, stride_gh, stride_gw = norm.affine_strides
@@ -165,10 +167,12 @@ class DirectConvConfig:
     """Blocks of the matrix product, powers of two, and how its kernel is compiled.
 
     Attributes:
-        positions: of a program's rectangle.
-        columns: width of the rectangle where the image is large enough.
-        outputs: output channels of a program, at most; 16 or more.
-        inputs: input channels, or (tap, channel) pairs, at a time, at most; 16 or more.
+        positions: Positions of a program's rectangle.
+        columns: Width of the rectangle where the image is large enough.
+        outputs: Output channels of a program, at most; 16 or more.
+        inputs: Input channels, or (tap, channel) pairs, at a time, at most; 16 or more.
+        num_warps: Warps of a program.
+        num_stages: Stages of the pipeline that loads.
     """
 
     positions: int
@@ -179,7 +183,7 @@ class DirectConvConfig:
     num_stages: int
 
 
-# What tuning tries, the default first.
+# Configs that tuning tries, the default first.
 HALF = (
     DirectConvConfig(128, columns=32, outputs=64, inputs=32, num_warps=8, num_stages=3),
     DirectConvConfig(128, columns=16, outputs=64, inputs=32, num_warps=8, num_stages=2),
@@ -222,48 +226,48 @@ def direct_conv2d(
     * ``"bias_residual"``: y + bias + other, the latter where given.
 
     Args:
-        x: ``[B, C, H, W]``, any strides, any float dtype up to float32.
-        packed: ``[k k, C', C]`` by :func:`pack_weight`; float16, bfloat16 or float32. Products are
-            taken in its dtype and summed in float32.
-        out: ``[B, C', H, W]``, any strides, any float dtype up to float32; apart from x; with
+        x: Image ``[B, C, H, W]``, any strides, any float dtype up to float32.
+        packed: Weight ``[k k, C', C]`` by :func:`pack_weight`; float16, bfloat16 or float32.
+            Products are taken in its dtype and summed in float32.
+        out: Receives ``[B, C', H, W]``, any strides, any float dtype up to float32; not x; with
             scatter ``[B, E]``, contiguous.
-        kernel: k, odd.
-        norm: applied to x first.
-        epilogue: see above.
-        bias: a view ``[C', H, W]``, any strides, for ``"tanh_bias"``; ``[C']``, contiguous, for
+        kernel: Kernel size k, odd.
+        norm: LayerNorm that is applied to x first.
+        epilogue: Name of the epilogue; see above.
+        bias: A view ``[C', H, W]``, any strides, for ``"tanh_bias"``; ``[C']``, contiguous, for
             ``"bias_residual"``.
-        other: ``[B, C', H, W]``, of the strides of ``out``; any with scatter; may be ``out``.
-        amax: ``[]`` or ``[1]`` float32, raised to the largest magnitude stored.
-        stats: mean and reciprocal standard deviation of what is stored, over (H, W); written,
+        other: Image ``[B, C', H, W]``, of the strides of ``out``; any with scatter; may be ``out``.
+        amax: A number ``[]`` or ``[1]``, float32, raised to the largest magnitude stored.
+        stats: Receive mean and reciprocal standard deviation of what is stored, over (H, W);
             ``[B, C']`` float32, contiguous.
-        scatter: the image is tokens ``[B, Nw, r, chunk]``, to be scaled and written into LoRA
+        scatter: The image is tokens ``[B, Nw, r, chunk]``, to be scaled and written into LoRA
             tensors as :func:`.detokenize.detokenize` does it.
-        config: by default the device's, see :mod:`.tuning`.
+        config: How the kernel runs; by default what :mod:`.tuning` has for the device.
 
     Raises:
-        ValueError: no GPU, or the operands do not fit together.
+        ValueError: There is no GPU, or the operands do not fit together.
     """
     require_gpu(x, packed, out)
     if kernel % 2 == 0:
         raise ValueError(f"kernel={kernel}: it must be odd.")
     (batch, channels_in, height, width), channels_out = x.shape, packed.shape[1]
     shape = (batch, channels_out, height, width)
-    for name, found, expected in (
+    for name, actual, expected in (
         ("packed", tuple(packed.shape), (kernel * kernel, channels_out, channels_in)),
         ("out", output_shape(out, scatter), shape),
     ):
-        if found != expected:
+        if actual != expected:
             raise ValueError(
-                f"{name} has shape {found}; an input of shape {tuple(x.shape)} expects {expected}."
+                f"{name} has shape {actual}; an input of shape {tuple(x.shape)} expects {expected}."
             )
     require_operands(epilogue, shape, bias, other)
     if config is None:
         candidates = SINGLE if packed.dtype == torch.float32 else HALF
         layout = "last" if x.stride(1) == 1 else "first"
         normed, written = "normed" if norm else "plain", "tokens" if scatter else epilogue
-        words = packed.dtype, normed, layout, written
+        kinds = packed.dtype, normed, layout, written
         sizes = batch * height * width, channels_out, channels_in, kernel
-        config = tuning.config(candidates, x.device, "direct_conv", *words, *sizes)
+        config = tuning.config(candidates, x.device, "direct_conv", *kinds, *sizes)
     block_h, block_w = _rectangle(height, width, config)
     block_n = min(config.outputs, max(16, triton.next_power_of_2(channels_out)))
     joint = channels_in < 16

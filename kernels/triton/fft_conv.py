@@ -37,10 +37,10 @@ from dnd_fast.kernels.triton.dft_inverse import dft_inverse_triton
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of transformed data: float16 for 16-bit tensors, float32 for float32.
+    """Dtype of transformed data: float16 for 16-bit tensors, float32 for float32.
 
     Raises:
-        ValueError: float64, which the kernels do not compute in.
+        ValueError: The dtype is float64, which the kernels do not compute in.
     """
     if dtype.itemsize > 4:
         raise ValueError(f"found {dtype}; Triton kernels compute in float32 and float16.")
@@ -70,11 +70,11 @@ class PackedWeight:
     """A weight, transformed for good or raw, and what the host must know of it.
 
     Attributes:
-        weight: ``[F, 2, C', C]``, float32, float16 or int8, or raw: ``[C', C, k, k]``, transformed
-            at every use.
-        scale: by which products are multiplied so that they stay in range.
-        inverse_scale: by which results are multiplied in turn.
-        bound: of a raw weight: a power of two, as :func:`transform_weight` takes it.
+        weight: Transform ``[F, 2, C', C]``, float32, float16 or int8, or the raw weight
+            ``[C', C, k, k]``, which is transformed at every use.
+        scale: Factor of products, so that they stay in range.
+        inverse_scale: Factor of results, in turn.
+        bound: Power of two for a raw weight, as :func:`transform_weight_triton` takes it.
     """
 
     weight: TransformedWeight | Tensor
@@ -84,7 +84,7 @@ class PackedWeight:
 
     @classmethod
     def of(cls, weight: TransformedWeight | Tensor, dtype: torch.dtype) -> PackedWeight:
-        """For signals of a dtype; waits for the device once."""
+        """Pack a weight for signals of a dtype; waits for the device once."""
         if isinstance(weight, TransformedWeight):
             fixed = weight.scale is not None and not weight.scale.ndim
             scale, sums, bound = weight.scale if fixed else None, weight.bound, None
@@ -101,7 +101,7 @@ class PackedWeight:
 
     @property
     def channels_out(self) -> int:
-        """C'."""
+        """Output channels C'."""
         if isinstance(self.weight, Tensor):
             return self.weight.shape[0]
         return self.weight.values.shape[2]
@@ -132,16 +132,16 @@ def convolve(
     """Convolve an image.
 
     Args:
-        x: ``[B, C, H, W]``, any strides.
-        packed: the weight.
-        plan: made for H, W and the kernel.
-        out: ``[B, C', H, W]``, any strides, or what
-            :func:`dnd_fast.kernels.triton.dft_inverse.dft_inverse_triton` else writes to.
-        workspace: for what lies between.
-        dtype: of transformed data, float16 or float32.
-        norm: LayerNorm on load.
-        bound: ``[]`` float32, at least max |x|; needed for float16.
-        epilogue: as :func:`dnd_fast.kernels.triton.dft_inverse.dft_inverse_triton` takes it.
+        x: Image ``[B, C, H, W]``, any strides.
+        packed: The weight.
+        plan: Plan made for H, W and the kernel.
+        out: Receives ``[B, C', H, W]``, any strides, or what
+            :func:`.dft_inverse.dft_inverse_triton` else writes to.
+        workspace: Memory for what lies between.
+        dtype: Dtype of transformed data, float16 or float32.
+        norm: LayerNorm that is applied to x on load.
+        bound: A number ``[]``, float32, at least max |x|; needed for float16.
+        epilogue: Options of the epilogue, as :func:`.dft_inverse.dft_inverse_triton` takes them.
     """
     tiles = plan.tiles * x.shape[0]
     weight = packed.weight
@@ -169,7 +169,7 @@ def fft_conv2d_triton(
     dtype: torch.dtype,
     workspace_bytes: int,
 ) -> Tensor:
-    """:func:`dnd_fast.kernels.conv2d.fft_conv2d`; raw weights are transformed."""
+    """Run :func:`dnd_fast.kernels.conv2d.fft_conv2d`; raw weights are transformed first."""
     packed, workspace = PackedWeight.of(weight, dtype), Workspace()
     out = x.new_empty(*x.shape[2:], x.shape[0], packed.channels_out).permute(2, 3, 0, 1)
     for samples in _samples(x, packed.channels_out, plan, workspace_bytes):
@@ -181,7 +181,7 @@ def fft_conv2d_triton(
 def transform_weight_triton(
     weight: Tensor, plan: FFTConvPlan, out: Tensor, bound: Tensor | None
 ) -> TransformedWeight:
-    """``[C', C, k, k]``, any strides -> ``[F, 2, C', C]``, times FP16_LIMIT / bound.
+    """Transform ``[C', C, k, k]``, any strides -> ``[F, 2, C', C]``, times FP16_LIMIT / bound.
 
     ``bound``, if any, must be a power of two, so that kernel and host agree on the factor.
     """
@@ -194,7 +194,7 @@ def transform_weight_triton(
 def weight_gradient_triton(
     x: Tensor, dy: Tensor, plan: FFTConvPlan, dtype: torch.dtype, workspace_bytes: int
 ) -> Tensor:
-    """``[C', C, k, k]`` float32 from ``x [B, C, H, W]`` and ``dy [B, C', H, W]``."""
+    """Gradient ``[C', C, k, k]``, float32, from ``x [B, C, H, W]`` and ``dy [B, C', H, W]``."""
     device, kernel = x.device, plan.kernel
     gradient = x.new_zeros(dy.shape[1], x.shape[1], kernel, kernel, dtype=torch.float32)
     part = torch.empty_like(gradient)
@@ -228,30 +228,30 @@ def weight_gradient_triton(
 
 
 def _samples(x: Tensor, channels_out: int, plan: FFTConvPlan, workspace: int) -> Iterator[slice]:
-    each = plan.bins * plan.tiles * (3 * x.shape[1] + 2 * channels_out) * 4
-    return chunks(x.shape[0], each, workspace)
+    sample_bytes = plan.bins * plan.tiles * (3 * x.shape[1] + 2 * channels_out) * 4
+    return chunks(x.shape[0], sample_bytes, workspace)
 
 
 def _tiling(height: TileSpan, width: TileSpan, plan: FFTConvPlan) -> Tiling:
     return Tiling(
-        plan.height.tiles,
-        height.step,
-        height.before,
-        height.size,
-        plan.width.tiles,
-        width.step,
-        width.before,
-        width.size,
+        tiles_h=plan.height.tiles,
+        step_h=height.step,
+        before_h=height.before,
+        size_h=height.size,
+        tiles_w=plan.width.tiles,
+        step_w=width.step,
+        before_w=width.before,
+        size_w=width.size,
     )
 
 
 def input_matrix(plan: FFTConvPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """From the windows of :func:`input_tiling` to bins."""
+    """Matrices from the windows of :func:`input_tiling` to bins."""
     positions = plan.width.inputs.positions, plan.height.inputs.positions
     return folded_forward_matrix(plan, positions, "ortho", dtype, device)
 
 
 def output_matrix(plan: FFTConvPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """From bins to the outputs of :func:`output_tiling`."""
+    """Matrices from bins to the outputs of :func:`output_tiling`."""
     positions = plan.width.kept.positions, plan.height.kept.positions
     return folded_inverse_matrix(plan, positions, "ortho", dtype, device)

@@ -15,7 +15,8 @@ import triton.language as tl
 
 @triton.jit
 def tanh(b_x):
-    """Of float32: Lambert's continued fraction near 0, where 1 - tanh would cancel."""
+    """Hyperbolic tangent of float32: near 0, where 1 - tanh would cancel, Lambert's continued
+    fraction."""
     square = b_x * b_x
     small = b_x * (945.0 + square * (105.0 + square)) / (945.0 + square * (420.0 + square * 15.0))
     large = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(b_x)) + 1.0)  # exactly 1 once exp overflows

@@ -45,8 +45,8 @@ def test_folded_matrices_convolve(sizes):
     x = torch.randn(len(inputs[1]), len(inputs[0]), dtype=torch.float64)
     weight = torch.randn(plan.kernel, plan.kernel, dtype=torch.float64)
 
-    def fold(values, positions, unit):
-        first, second = folded_forward_matrix(plan, positions, unit, torch.float64, CPU)
+    def fold(values, positions, norm):
+        first, second = folded_forward_matrix(plan, positions, norm, torch.float64, CPU)
         flat = values.flatten()
         mirrored, half = flat.flip(0), -(-len(flat) // 2)
         even, odd = (flat + mirrored)[:half], (flat - mirrored)[:half]
@@ -55,14 +55,13 @@ def test_folded_matrices_convolve(sizes):
     plain = dft_forward(x.T[..., None], plan, inputs, norm="ortho")[..., 0]
     response = dft_forward(weight.T[..., None], plan, plan.taps, norm="backward")[..., 0]
     product = torch.complex(*plain.unbind(1)) * torch.complex(*response.unbind(1))
-    expected = dft_inverse(torch.view_as_real(product)[..., None], plan, kept, norm="ortho")[
-        ..., 0
-    ].T
+    bins = torch.view_as_real(product)[..., None]
+    expected = dft_inverse(bins, plan, kept, norm="ortho")[..., 0].T
 
     torch.testing.assert_close(
-        torch.view_as_real(fold(weight, plan.taps, False)), response, rtol=0, atol=1e-12
+        torch.view_as_real(fold(weight, plan.taps, "backward")), response, rtol=0, atol=1e-12
     )
-    product = fold(x, inputs, True) * fold(weight, plan.taps, False)
+    product = fold(x, inputs, "ortho") * fold(weight, plan.taps, "backward")
     real, imaginary = folded_inverse_matrix(plan, kept, "ortho", torch.float64, CPU)
     cosines = real[:, : plan.bins] @ product.real
     sines = imaginary[:, : plan.bins] @ product.imag
