@@ -80,8 +80,8 @@ def main(
             spec.features, spec.kernel_size, profile, batch=batch, memory=1e9 * memory
         )
         torch.manual_seed(SEED)
-        found = list(operations(spec, known, plan, batch, dtype, device))
-        rows = run_suite(found, f"{name}-batch-{batch}", profile, device, compare)
+        timed = list(operations(spec, known, plan, batch, dtype, device))
+        rows = run_suite(timed, f"{name}-batch-{batch}", profile, device, compare)
         _print(name, rows)
         spreads = require_steady(
             {f"{row['layer']} {row['kernel']}": row["p20_p50_p80_seconds"] for row in rows}, noisy
@@ -103,9 +103,9 @@ class Suite:
     """The plugin that hands pytest the operations, and collects a row of each.
 
     Args:
-        operations: to time.
-        device: that they run on.
-        profile: of the device.
+        operations: Operations to time.
+        device: Device that they run on.
+        profile: Rates of the device.
     """
 
     def __init__(
@@ -123,11 +123,11 @@ class Suite:
         """One test an operation, whose timer knows how many launches are one call."""
         cases = [
             pytest.param(
-                each,
-                id=f"{each.layer} {each.name}",
-                marks=pytest.mark.benchmark(timer=self._timer(each)),
+                operation,
+                id=f"{operation.layer} {operation.name}",
+                marks=pytest.mark.benchmark(timer=self._timer(operation)),
             )
-            for each in self.operations
+            for operation in self.operations
         ]
         metafunc.parametrize("operation", cases)
 
@@ -164,17 +164,17 @@ def run_suite(
     """Time operations, and save the run as pytest-benchmark does.
 
     Args:
-        operations: to time.
-        name: of the run; only runs of one name and device are compared.
-        profile: of the device.
-        device: that they run on.
-        compare: print pytest-benchmark's table, with the run before beside this one.
+        operations: Operations to time.
+        name: Name of the run; only runs of one name and device are compared.
+        profile: Rates of the device.
+        device: Device that they run on.
+        compare: Print pytest-benchmark's table, with the run before beside this one.
 
     Returns:
         A row of :func:`describe` for each.
 
     Raises:
-        SystemExit: an operation failed.
+        SystemExit: An operation failed.
     """
     suite = Suite(operations, device, profile)
     machine = "".join(c if c.isalnum() else "-" for c in device_name(device))
@@ -202,7 +202,7 @@ def run_suite(
 
 
 def launches(operation: Operation, device: torch.device) -> int:
-    """How many are timed as one call."""
+    """Number of launches that are timed as one call."""
     if device.type == "cpu":
         return 1
     return min(MAX_LAUNCHES, max(2, math.ceil(GRAPH_BYTES / operation.bytes_moved)))
@@ -232,7 +232,7 @@ def cold_call(operation: Operation, device: torch.device) -> Callable[[], object
 
 
 def cache_bytes(device: torch.device) -> int:
-    """Of the last cache."""
+    """Size of the last cache."""
     if device.type == "cuda":
         size: int = torch.cuda.get_device_properties(device).L2_cache_size
         return size

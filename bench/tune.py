@@ -60,10 +60,10 @@ class Launch:
     """A call of a kernel's launcher.
 
     Attributes:
-        key: what a table calls the problem.
-        candidates: configs, the default first.
-        run: launches with a config; returns tensors, or None where it writes to given ones.
-        written: given tensors that it writes to, each with what it held before, None where that
+        key: What a table calls the problem.
+        candidates: Configs, the default first.
+        run: Launches with a config; returns tensors, or None where it writes to given ones.
+        written: Given tensors that it writes to, each with what it held before, None where that
             does not matter.
     """
 
@@ -73,7 +73,8 @@ class Launch:
     written: Sequence[tuple[Tensor, Tensor | None]]
 
     def results(self, config: Any) -> list[Tensor]:
-        """Of one launch that finds what the first one found; written tensors hold them too."""
+        """Results of one launch that starts from what the first one met; written tensors hold them
+        too."""
         for tensor, before in self.written:
             if before is not None:
                 tensor.copy_(before)
@@ -85,9 +86,10 @@ class Choice:
     """The fastest candidate of a problem.
 
     Attributes:
-        config: the candidate.
-        seconds, default_seconds: of a launch with it, and with the default.
-        dropped: why other candidates were, by candidate.
+        config: The candidate.
+        seconds: Time of a launch with it.
+        default_seconds: Time of a launch with the default.
+        dropped: Why other candidates were dropped, by candidate.
     """
 
     config: Any
@@ -114,10 +116,10 @@ def _reporting(launcher: Callable[..., Any], handle: Callable[[Launch], None]) -
 
     @functools.wraps(launcher)
     def launch(*args: Any, **options: Any) -> Any:
-        asked: list[tuple[str, Sequence[Any]]] = []
+        problems: list[tuple[str, Sequence[Any]]] = []
 
         def default(candidates: Sequence[Any], _: object, kernel: str, *problem: Any) -> Any:
-            asked.append((tuning.key(kernel, problem), candidates))
+            problems.append((tuning.key(kernel, problem), candidates))
             return candidates[0]
 
         given = signature.bind(*args, **options).arguments
@@ -125,10 +127,10 @@ def _reporting(launcher: Callable[..., Any], handle: Callable[[Launch], None]) -
         adds = out is not None and other is not None and out.data_ptr() == other.data_ptr()
         written = [] if out is None else [(out, out.clone() if adds else None)]
         written += [] if amax is None else [(amax, amax.clone())]
-        written += [(each, None) for each in given.get("stats") or ()]
+        written += [(tensor, None) for tensor in given.get("stats") or ()]
         with patch.object(tuning, "config", default):
             result = launcher(*args, **options)
-        for key, candidates in asked:
+        for key, candidates in problems:
             run = functools.partial(_run, launcher, args, options)
             handle(Launch(key, candidates, run, written))
         return result
@@ -148,13 +150,13 @@ def choose(launch: Launch, timer: Timer) -> Choice:
     dropped = {}
     for config in others:
         try:
-            found = launch.results(config)
+            results = launch.results(config)
         except (TritonError, RuntimeError) as error:
             dropped[str(config)] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             continue
         wrong = [
             f"its result differs by {_difference(mine, theirs):.2g}"
-            for mine, theirs in zip(found, expected, strict=True)
+            for mine, theirs in zip(results, expected, strict=True)
             # Another order of float32 sums, and what that does to rounding.
             if not _difference(mine, theirs) <= max(1e-5, torch.finfo(mine.dtype).eps)
         ]
@@ -167,10 +169,10 @@ def choose(launch: Launch, timer: Timer) -> Choice:
     return Choice(best, seconds[best], seconds[default], dropped)
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """Relative, in the Euclidean norm; a slice at a time, since both may fill half the memory."""
-    squares = torch.zeros(2, dtype=torch.float64, device=found.device)
-    slices = (torch.atleast_1d(each).split(1) for each in (found, expected))
+def _difference(result: Tensor, expected: Tensor) -> float:
+    """Relative difference in the Euclidean norm, a slice at a time: both may fill half the memory."""
+    squares = torch.zeros(2, dtype=torch.float64, device=result.device)
+    slices = (torch.atleast_1d(tensor).split(1) for tensor in (result, expected))
     for mine, theirs in zip(*slices, strict=True):
         exact = theirs.double()
         squares[0] += (mine.double() - exact).square().sum()
@@ -191,9 +193,9 @@ def tune(
     """Choose for every problem that a pass meets; the pass is run twice.
 
     Args:
-        run_pass: the pass.
-        timer: seconds of a launch.
-        report: called with a problem, how many are done, and their number.
+        run_pass: The pass.
+        timer: Measures the seconds of a launch.
+        report: Called with a problem, how many are done, and their number.
 
     Returns:
         Choices by key.
@@ -314,7 +316,7 @@ def _print(name: str, chosen: Mapping[str, Choice]) -> None:
         table.add_column(column, justify="right")
     for key, choice in chosen.items():
         blocks = " ".join(map(str, asdict(choice.config).values()))
-        times = (f"{1e6 * each:.1f}" for each in (choice.seconds, choice.default_seconds))
+        times = (f"{1e6 * seconds:.1f}" for seconds in (choice.seconds, choice.default_seconds))
         table.add_row(key, blocks, *times)
     console.print(table)
     for key, choice in chosen.items():

@@ -41,10 +41,11 @@ class Operation:
     """An operation at one shape.
 
     Attributes:
-        layer: name of the convolution, with its DFT's lengths, or of the block.
-        name: of the operation.
-        flops, bytes_moved: that its formula needs.
-        make: takes memory for random operands, and gives what runs the operation on them.
+        layer: Name of the convolution, with its DFT's lengths, or of the block.
+        name: Name of the operation.
+        flops: Operations that its formula needs.
+        bytes_moved: Bytes that its formula needs to be moved.
+        make: Takes memory for random operands, and gives what runs the operation on them.
     """
 
     layer: str

@@ -92,6 +92,7 @@ def _direct_conv_kernel(
     steps = tl.cdiv(taps * channels_in, BLOCK_K) if JOINT else taps * blocks_k
     acc = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_N), tl.float32)
     for step in range(steps):
+        # [K] channels, and the tap that they belong to: one for all, or jointly one for each.
         if JOINT:
             o_tap, o_c = (step * BLOCK_K + o_k) // channels_in, (step * BLOCK_K + o_k) % channels_in
             m_k = o_tap < taps
@@ -110,8 +111,7 @@ def _direct_conv_kernel(
         p_x = x_ptr + i_b * stride_xb + o_c.to(tl.int64) * stride_xc
         p_x += o_y.to(tl.int64) * stride_xh + o_x.to(tl.int64) * stride_xw
         b_x = tl.load(p_x, mask=m_x, other=0.0)  # [M, K]
-        # LayerNorm leaves padding 0: the convolution pads what is normalised already.
-        if norm is not None:
+        if norm is not None:  # padding stays 0: what is padded is the normalised image
             stride_sb, stride_sh, stride_sw = norm.stats_strides
             stride_gc, stride_gh, stride_gw = norm.affine_strides
             o_stats = o_y * stride_sh + o_x * stride_sw
@@ -127,9 +127,9 @@ def _direct_conv_kernel(
             )
         acc = tl.dot(b_x.to(b_w.dtype), b_w, acc, input_precision="ieee")  # [M, N]
 
-    o_h, o_w = o_h.to(tl.int64), o_w.to(tl.int64)
+    o_h, o_w = o_h.to(tl.int64), o_w.to(tl.int64)  # offsets of a large image need 64 bits
     m_out = (o_h < height) & (o_w < width) & m_n
-    o_c = tl.minimum(o_n, channels_out - 1)  # a channel that exists
+    o_c = tl.minimum(o_n, channels_out - 1)  # what is loaded by channel needs no mask then
     o_image = i_b * stride_ob + o_n * stride_oc + o_h * stride_oh + o_w * stride_ow
     o_out, o_bias = o_image, o_image
     if epilogue.bias_strides is not None:
@@ -151,6 +151,7 @@ def _direct_conv_kernel(
         EPILOGUE,
     )
     if epilogue.chunks_ptr is not None:
+        # Statistics over (H, W): a chunk of a row (sample, channel) is this program's rectangle.
         count, mean, m2 = moments(b_stored, m_out, 0)
         o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
         m_n = o_n < channels_out

@@ -251,20 +251,20 @@ def test_a_table_is_used_and_compiles(a_gpu, monkeypatch, launched, note_compile
     last = {key: tune.Choice(launch.candidates[-1], 1.0, 1.0) for key, launch in problems.items()}
     path = tune.save(last, "cuda")
 
-    asked, find = [], tuning.config
+    chosen, find = [], tuning.config
 
     def on_a_gpu(candidates, device, kernel, *problem):
         found = find(candidates, torch.device("cuda"), kernel, *problem)
-        asked.append((tuning.key(kernel, problem), found))
+        chosen.append((tuning.key(kernel, problem), found))
         return found
 
     monkeypatch.setattr(tuning, "config", on_a_gpu)
     launched.clear()
     run_every_kernel()
-    assert {key for key, _ in asked} == set(last)
-    assert all(found == last[key].config for key, found in asked)
+    assert {key for key, _ in chosen} == set(last)
+    assert all(found == last[key].config for key, found in chosen)
     blocks = {arguments.get("BLOCK_K") for kernel, arguments in launched}
-    assert blocks >= {found.block_k for _, found in asked if hasattr(found, "block_k")}
+    assert blocks >= {found.block_k for _, found in chosen if hasattr(found, "block_k")}
 
     first = {key.split()[0]: key for key in sorted(last)}
     path.unlink()

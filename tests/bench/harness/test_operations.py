@@ -79,10 +79,10 @@ def test_other_triton_operations_run():
     scatter = bench.recipe_scatter(recipe, CPU)
     assert not scatter.border
     last = plan_decoder(spec.features, 3, PROFILES["cpu"], algorithm="fft").convolutions[-1]
-    last_synthesis = list(bench.triton_operations(last, 1, torch.float32, CPU, scatter))[2]
-    last_synthesis.make()()
+    last_inverse = list(bench.triton_operations(last, 1, torch.float32, CPU, scatter))[2]
+    last_inverse.make()()
     product = 4 * last.fft_plan.bins * 2 * last.fft_plan.tiles * len(scatter.table)
-    assert last_synthesis.bytes_moved == product + 4 * (scatter.elements + scatter.mean.numel())
+    assert last_inverse.bytes_moved == product + 4 * (scatter.elements + scatter.mean.numel())
     found = list(bench.other_operations(spec, scatter, 1, torch.float32, CPU))
     assert [each.name for each in found] == ["layer_norm_stats", "detokenize"]
     for operation in found:

@@ -1,4 +1,4 @@
-"""The analysis kernel against folds and dense products in float64."""
+"""The forward DFT kernel against folds and dense products in float64."""
 
 import math
 
@@ -46,7 +46,7 @@ def windows(x, tiling):
     return torch.stack(tiles).flatten(3).permute(3, 0, 1, 2).flatten(1)
 
 
-def analysis(matrix, values, planes, operand=torch.float64):
+def forward_dft(matrix, values, planes, operand=torch.float64):
     """``[F, planes, T C]`` in float64; folded windows are rounded to a dtype first."""
     mirrored, half = values.flip(0), (len(values) + 1) // 2
     folded = torch.stack([values + mirrored, values - mirrored])[:, :half].to(operand)
@@ -76,8 +76,8 @@ def test_equals_float64(shape, tiling, order, planes, dtype):
     out = poisoned(19, planes, tiling.columns(x), dtype=dtype)
     dft_forward_triton(laid_out(x, order), matrix, tiling, out, planes=planes, config=SMALL)
     values = windows(x.double(), tiling)
-    expected = analysis(matrix, values, planes)
-    rounded = analysis(matrix, values, planes, dtype).to(dtype)
+    expected = forward_dft(matrix, values, planes)
+    rounded = forward_dft(matrix, values, planes, dtype).to(dtype)
     assert error(out, expected) <= max(1e-6, 2 * error(rounded, expected))
 
 
@@ -96,8 +96,8 @@ def test_normalises_inside_alone(order, dtype):
     norm = LayerNorm(mean, rstd, *affine, order)
     dft_forward_triton(view, matrix, tiling, out, norm=norm, config=SMALL)
     normed = layer_norm(x.double(), (7, 3), *(part.double() for part in affine)).permute(order)
-    expected = analysis(matrix, windows(normed, tiling), 2)
-    rounded = analysis(matrix, windows(normed, tiling), 2, dtype).to(dtype)
+    expected = forward_dft(matrix, windows(normed, tiling), 2)
+    rounded = forward_dft(matrix, windows(normed, tiling), 2, dtype).to(dtype)
     assert error(out, expected) <= max(1e-6, 2 * error(rounded, expected))
 
 
@@ -209,6 +209,6 @@ def test_the_largest_convolutions(sized, name):
     index, inside = sized.positions(tiling, x.shape, columns)
     scale = 2.0 ** math.floor(math.log2(2**14 / (bound.item() * root)))
     values = torch.where(inside, scale * normed[index], 0.0)
-    expected = analysis(matrix, values, 3)
-    rounded = analysis(matrix, values, 3, torch.float16).half()
+    expected = forward_dft(matrix, values, 3)
+    rounded = forward_dft(matrix, values, 3, torch.float16).half()
     assert error(out[:, :, columns], expected) <= 2 * error(rounded, expected) + 1e-6

@@ -1,4 +1,4 @@
-"""The synthesis kernel and its epilogues against dense products in float64."""
+"""The inverse DFT kernel and its epilogues against dense products in float64."""
 
 import math
 
@@ -56,12 +56,12 @@ def unfolded(matrix, y, tiling):
     return torch.cat([even + odd, mirrored])
 
 
-def synthesis(matrix, y, tiling, like):
+def inverse_dft(matrix, y, tiling, like):
     """``[B, C, H, W]`` in float64."""
     return joined(unfolded(matrix, y, tiling), tiling, like)
 
 
-SYNTHESES = [
+CASES = [
     ((1, 1, 1, 1), Tiling(1, 1, 0, 1, 1, 1, 0, 1)),
     ((2, 5, 7, 11), Tiling(2, 4, 0, 4, 3, 4, 0, 4)),
     ((1, 17, 5, 3), Tiling(1, 5, 0, 5, 2, 2, 0, 2)),
@@ -86,14 +86,14 @@ def epilogues(y, bias, other):
 @pytest.mark.parametrize("name", ["store", "tanh_bias", "mix", "bias_residual"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("order", [FIRST, LAST])
-@pytest.mark.parametrize(("shape", "tiling"), SYNTHESES)
+@pytest.mark.parametrize(("shape", "tiling"), CASES)
 def test_equals_float64(shape, tiling, order, dtype, name):
     torch.manual_seed(0)
     out = poisoned(*shape, dtype=dtype, order=order)
     matrix = (torch.randn(2, tiling.folded, 24) / 4).to(dtype)
     y = torch.randn(19, 2, tiling.columns(out)).to(dtype)
     bias, other = torch.randn(shape[1:]).to(dtype), torch.randn(shape).to(dtype)
-    product = 1.5 * synthesis(matrix, y, tiling, out)
+    product = 1.5 * inverse_dft(matrix, y, tiling, out)
     operands, _ = epilogues(product, laid_out(bias[None], order)[0], laid_out(other, order))[name]
     _, expected = epilogues(product, bias.double(), other.double())[name]
     amax = torch.zeros(1)
@@ -110,7 +110,7 @@ def test_other_may_be_the_output_or_be_left_out():
     tiling = Tiling(1, 3, 0, 3, 2, 3, 0, 3)  # whose centre must not be mixed twice
     matrix, y = torch.randn(2, 5, 5), torch.randn(5, 2, 2 * 2 * 4)
     out = torch.randn(2, 4, 3, 5)
-    product = synthesis(matrix, y, tiling, out)
+    product = inverse_dft(matrix, y, tiling, out)
     expected = (product + out.double()) / 3
     dft_inverse_triton(y, matrix, tiling, out, epilogue="mix", other=out, config=SMALL)
     assert error(out, expected) <= 1e-6
@@ -121,7 +121,7 @@ def test_other_may_be_the_output_or_be_left_out():
 
 @pytest.mark.interpret
 @pytest.mark.parametrize("order", [FIRST, LAST])
-@pytest.mark.parametrize(("shape", "tiling"), SYNTHESES)
+@pytest.mark.parametrize(("shape", "tiling"), CASES)
 def test_statistics_of_what_is_stored(shape, tiling, order, check_stats):
     """Rounded, over tiles that jut out and blocks of positions; the mean is far from zero."""
     torch.manual_seed(0)
@@ -145,7 +145,7 @@ def test_tokens_are_written_into_lora_tensors(fitted_layout, fitted):
     bias, out = torch.randn(tokens.shape[1]), poisoned(2, scatter.elements)
     options = {"epilogue": "bias_residual", "bias": bias, "other": tokens, "config": SMALL}
     dft_inverse_triton(y, matrix, tiling, out, scatter=scatter, **options)
-    exact = synthesis(matrix, y, tiling, tokens) + bias[:, None, None] + tokens
+    exact = inverse_dft(matrix, y, tiling, tokens) + bias[:, None, None] + tokens
     for name, expected in fitted_layout.detokenize(exact).items():
         assert error(scatter.views(out)[name], expected) <= 1e-6
 

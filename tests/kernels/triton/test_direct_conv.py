@@ -87,7 +87,7 @@ def test_the_default_blocks(dtype):
 
 
 @pytest.mark.interpret
-def test_the_turned_kernel_gives_the_input_gradient():
+def test_the_rotated_kernel_gives_the_input_gradient():
     x, weight = make((2, 3, 5, 7), 4, 3, torch.float32)
     leaf = x.double().requires_grad_()
     y = conv2d(leaf, weight.double(), padding=1)

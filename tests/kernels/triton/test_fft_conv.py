@@ -52,8 +52,8 @@ def test_float32(shape, limit):
     assert error(fft_conv2d_triton(x, weight, plan, torch.float32, limit), expected) <= 1e-5
     cached = transform_weight(weight, plan)
     assert error(fft_conv2d_triton(x, cached, plan, torch.float32, limit), expected) <= 1e-5
-    turned = weight.transpose(0, 1).flip(2, 3)
-    assert error(fft_conv2d_triton(dy, turned, plan, torch.float32, limit), dx) <= 1e-5
+    rotated = weight.transpose(0, 1).flip(2, 3)
+    assert error(fft_conv2d_triton(dy, rotated, plan, torch.float32, limit), dx) <= 1e-5
     assert error(weight_gradient_triton(x, dy, plan, torch.float32, limit), dw) <= 1e-5
 
 
