@@ -170,7 +170,7 @@ def choose(launch: Launch, timer: Timer) -> Choice:
 
 
 def _difference(result: Tensor, expected: Tensor) -> float:
-    """Relative difference in the Euclidean norm, a slice at a time: both may fill half the memory."""
+    """Relative difference in the Euclidean norm, by slices: both may fill half the memory."""
     squares = torch.zeros(2, dtype=torch.float64, device=result.device)
     slices = (torch.atleast_1d(tensor).split(1) for tensor in (result, expected))
     for mine, theirs in zip(*slices, strict=True):
