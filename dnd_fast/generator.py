@@ -174,7 +174,6 @@ class Generator(
         return self._ready.prepare(
             self.decoder,
             self.layout,
-            self._prepared_from(),
             plan=plan,
             batch=batch,
             memory=memory,
@@ -186,11 +185,7 @@ class Generator(
     @property
     def prepared(self) -> PreparedDecoder:
         """The decoder, ready to run; prepared now if it is not, or no longer."""
-        return self._ready.get(self.decoder, self.layout, self._prepared_from())
-
-    def _prepared_from(self) -> list[Tensor]:
-        statistics = (self.layout.mean, self.layout.std)
-        return [*self.decoder.parameters(), *(each for each in statistics if each is not None)]
+        return self._ready.get(self.decoder, self.layout)
 
     def forward(self, condition: Tensor) -> Tensor:
         """``[B, N, L, C]`` float32 embeddings -> ``[B, Nw, Lw, Cw]`` tokens; differentiable."""
@@ -198,10 +193,8 @@ class Generator(
 
     @overload
     def generate(
-        self, prompts: str | os.PathLike[str], *, seed: int = 0, device: Device = "cpu"
+        self, prompts: str | os.PathLike[str] | list[str], *, seed: int = 0, device: Device = "cpu"
     ) -> Adapter: ...
-    @overload
-    def generate(self, prompts: list[str], *, seed: int = 0, device: Device = "cpu") -> Adapter: ...
     @overload
     def generate(
         self, prompts: list[list[str]], *, seed: int = 0, device: Device = "cpu"
@@ -254,13 +247,8 @@ class Generator(
         clock.append(self._synchronized_time())
         tensors = self.layout.unpack(self._host_buffer.moved(weights, device))
         clock.append(time.perf_counter())
-        self.timings = dict(
-            zip(
-                ("encode", "decode", "detokenize"),
-                map(float.__sub__, clock[1:], clock),
-                strict=True,
-            )
-        )
+        stages = ("encode", "decode", "detokenize")
+        self.timings = dict(zip(stages, map(float.__sub__, clock[1:], clock), strict=True))
         adapters = [
             self.layout.to_adapter({key: value[i] for key, value in tensors.items()})
             for i in range(len(tasks))

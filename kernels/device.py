@@ -50,9 +50,11 @@ PROFILES = {
 
 
 def can_run_triton(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the Triton kernels can run: on an NVIDIA GPU, in 32 or 16 bits."""
-    nvidia = device.type == "cuda" and torch.version.hip is None
-    return nvidia and dtype.itemsize <= 4 and importlib.util.find_spec("triton") is not None
+    """Whether the Triton kernels can run: on an NVIDIA GPU from sm_80 on, in 32 or 16 bits."""
+    if device.type != "cuda" or torch.version.hip is not None or not torch.cuda.is_available():
+        return False
+    recent = torch.cuda.get_device_capability(device) >= (8, 0)
+    return recent and dtype.itemsize <= 4 and importlib.util.find_spec("triton") is not None
 
 
 def device_name(device: torch.device | str = "cpu") -> str:

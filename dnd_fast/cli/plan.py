@@ -10,7 +10,6 @@ from rich.markup import escape
 
 from dnd_fast.console import Weights, console, progress_bars
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_file, write_json
 
 if TYPE_CHECKING:
     from dnd_fast.kernels.device import DeviceProfile
@@ -93,11 +92,10 @@ def _measure(
     shapes: tuple[Any, int], profile: DeviceProfile, batch: int, weights: Any, device: str
 ) -> None:
     """Time convolutions and add the times to this device's table."""
-    from dnd_fast.kernels.device import device_name
-    from dnd_fast.kernels.planner.measured_times import load_table, measure, table_path
+    from dnd_fast.kernels.planner.measured_times import measure, save_table
 
     with progress_bars() as progress:
-        found = measure(
+        times = measure(
             *shapes,
             profile,
             batch=batch,
@@ -105,10 +103,7 @@ def _measure(
             device=device,
             report=lambda done, total: progress("timing convolutions", done, total),
         )
-    path = table_path(device)
-    times = {**load_table(device), **found}
-    with atomic_file(path) as staged:
-        write_json(staged, {"device": device_name(device), "seconds": times})
+    path = save_table(device, times)
     console.print(f"Wrote [bold]{escape(str(path))}[/bold].")
 
 

@@ -6,8 +6,6 @@ import logging
 import threading
 from typing import Any
 
-from torch import Tensor
-
 from dnd_fast.decoder.model import HyperConvDecoder
 from dnd_fast.decoder.planning import default_memory
 from dnd_fast.decoder.prepared import Layout, PreparedDecoder, version
@@ -31,28 +29,19 @@ class PreparedOnDemand:
         self._state: tuple[Any, ...] = ()
         self._lock = threading.Lock()
 
-    def prepare(
-        self, decoder: HyperConvDecoder, layout: Layout, tensors: list[Tensor], **options: Any
-    ) -> PreparedDecoder:
+    def prepare(self, decoder: HyperConvDecoder, layout: Layout, **options: Any) -> PreparedDecoder:
         """Prepare now, and with these options from now on; nothing changes where that fails."""
         with self._lock:
             prepared = prepare(decoder, layout, **options)
-            self._prepared, self._state = prepared, _state(tensors)
+            self._prepared, self._state = prepared, _state(decoder, layout)
             self.options = options
             return prepared
 
-    def get(
-        self, decoder: HyperConvDecoder, layout: Layout, tensors: list[Tensor]
-    ) -> PreparedDecoder:
-        """The decoder, ready to run.
-
-        Args:
-            decoder: what to prepare.
-            layout: of its tokens.
-            tensors: what the result depends on; after a change of any of them it is made anew.
-        """
+    def get(self, decoder: HyperConvDecoder, layout: Layout) -> PreparedDecoder:
+        """The decoder, ready to run; made anew after any change of its parameters or of the
+        layout's statistics."""
         with self._lock:
-            state = _state(tensors)
+            state = _state(decoder, layout)
             if self._prepared is None or self._state != state:
                 self._prepared = prepare(decoder, layout, **self.options)
                 self._state = state
@@ -78,6 +67,11 @@ def prepare(
     return prepared
 
 
-def _state(tensors: list[Tensor]) -> tuple[Any, ...]:
-    """Another value after any change of the tensors."""
-    return tuple((each.data_ptr(), version(each), each.dtype, each.device) for each in tensors)
+def _state(decoder: HyperConvDecoder, layout: Layout) -> tuple[Any, ...]:
+    """Another value after any change of what a prepared decoder is made from."""
+    tensors = [*decoder.parameters(), layout.mean, layout.std]
+    return tuple(
+        (tensor.data_ptr(), version(tensor), tensor.dtype, tensor.device)
+        for tensor in tensors
+        if tensor is not None
+    )

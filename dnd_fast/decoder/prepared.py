@@ -26,6 +26,9 @@ KEPT_DTYPES = {"cached": None, "int8": torch.int8}  # of transformed weights; No
 class Layout(Protocol):
     """What a prepared decoder needs of a layout of weight tokens."""
 
+    mean: Tensor | None
+    std: Tensor | None
+
     def scatter(self, tokens: Tensor) -> Tensor:
         """``[B, Nw, Lw, Cw]`` -> ``[B, E]`` float32, all tensors one after another."""
 

@@ -5,7 +5,7 @@ import torch
 
 from dnd_fast.demo.tasks import Task
 from dnd_fast.lora.batched import adapter_losses, collate, exact_match
-from dnd_fast.recipe import CollectSpec
+from dnd_fast.recipe import CollectSpec, Recipe
 from dnd_fast.train.adapters.collect import collect
 from dnd_fast.train.adapters.lora_trainer import initial_adapter
 
@@ -61,3 +61,19 @@ def test_training_lowers_the_loss(setting):
 def test_exact_match_of_the_base_is_low(setting):
     base, _, datasets = setting
     assert exact_match(base, collate(datasets[0]).view(1, -1)).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "row"),
+    [
+        ("common-sense-0.5b", (1e-4, 75, 32, 5000, 1e-5, 50)),
+        *((name, (1e-4, 4000, 64, 10000, 1e-6, 100)) for name in ("coding-1.5b", "coding-7b")),
+        *((name, (1e-4, 4000, 64, 10000, 1e-6, 100)) for name in ("math-1.5b", "math-7b")),
+        ("multimodal-3b", (1e-4, 8000, 64, 100000, 1e-6, 200)),
+    ],
+)
+def test_the_papers_settings(recipe, row):
+    """Its Table 9."""
+    spec = Recipe.load(recipe).collection
+    pretrain = (spec.learning_rate, spec.steps, spec.batch, spec.samples)
+    assert (*pretrain, spec.final_learning_rate, spec.checkpoints) == row

@@ -16,7 +16,7 @@ import typer
 from peft import PeftModel
 from typer.testing import CliRunner
 
-from dnd_fast import InvalidInput, Recipe
+from dnd_fast import InvalidInput
 from dnd_fast.base_model import load_base
 from dnd_fast.demo.export import write_examples
 from dnd_fast.demo.tasks import Task
@@ -385,19 +385,3 @@ def test_the_command(files, base, tmp_path):
     result = CliRunner().invoke(app, [*arguments, "--recipe", "demo"])
     assert isinstance(result.exception, InvalidInput)
     assert "is not what the recipe 'demo' is for" in str(result.exception)
-
-
-@pytest.mark.parametrize(
-    ("recipe", "row"),
-    [
-        ("common-sense-0.5b", (1e-4, 75, 32, 5000, 1e-5, 50)),
-        *((name, (1e-4, 4000, 64, 10000, 1e-6, 100)) for name in ("coding-1.5b", "coding-7b")),
-        *((name, (1e-4, 4000, 64, 10000, 1e-6, 100)) for name in ("math-1.5b", "math-7b")),
-        ("multimodal-3b", (1e-4, 8000, 64, 100000, 1e-6, 200)),
-    ],
-)
-def test_the_papers_settings(recipe, row):
-    """Its Table 9."""
-    spec = Recipe.load(recipe).collection
-    pretrain = (spec.learning_rate, spec.steps, spec.batch, spec.samples)
-    assert (*pretrain, spec.final_learning_rate, spec.checkpoints) == row
