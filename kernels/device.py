@@ -45,7 +45,7 @@ class DeviceProfile:
 PROFILES = {
     "h200": DeviceProfile("H200 (assumed)", 553e12, 474e12, 316e12, 3.65e12, 2, fused_2d_dft=True),
     "a100": DeviceProfile("A100 (assumed)", 196e12, 168e12, 112e12, 1.49e12, 2, fused_2d_dft=True),
-    "cpu": DeviceProfile("CPU (assumed)", 170e9, 170e9, 25e9, 12e9, 4),
+    "cpu": DeviceProfile("CPU (assumed)", 170e9, 170e9, 60e9, 12e9, 4),
 }
 
 

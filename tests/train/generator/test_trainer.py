@@ -8,6 +8,8 @@ import torch
 from torch.nn.functional import conv2d
 
 from dnd_fast import InvalidInput
+from dnd_fast.decoder.convolutions import convolutions_of
+from dnd_fast.kernels import reference
 from dnd_fast.lora.batched import Batch, TokenizedExample, adapter_losses, collate
 from dnd_fast.svf.expert import DecomposedModel
 from dnd_fast.svf.layout import SvfLayout
@@ -212,12 +214,11 @@ def test_a_planned_convolution_is_autocast_like_a_direct_one():
     """In float32 it would take twice the memory and, on a GPU, several times the time."""
     trainer = new_trainer()
     block = trainer.decoder.blocks[0]
+    convolve = convolutions_of(trainer.decoder.checked_plan("fft"), "auto")[0]
     x = torch.randn(2, 8, 6, 3)
-    seen = []
     with torch.autocast("cpu", torch.bfloat16):
-        direct = block._convolve("a_width", x, block.a_width.weight)
-        trainer.decoder.set_plan("fft")
-        planned = block._convolve("a_width", x.bfloat16(), block.a_width.weight)
+        direct = reference.direct("a_width", x, block.a_width.weight)
+        planned = convolve("a_width", x.bfloat16(), block.a_width.weight)
         seen = [direct.dtype, planned.dtype]
     exact = conv2d(x.double(), block.a_width.weight.double(), padding=1)
     assert seen == [torch.bfloat16] * 2
