@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from dnd_fast.bench import alternatives, decoder, latency, plots, summary, training
+from dnd_fast.bench import alternatives, decoder, generation, latency, plots, summary, training
 from dnd_fast.bench.experiments import demo, experts
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +25,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo scores": demo.scores,
     "demo partial credit": demo.partial_credit,
     "latency": lambda: "\n\n".join([latency.markdown(), *_images()]),
+    "generation": generation.markdown,
     "decoder": decoder.markdown,
     "training": training.markdown,
     "training memory": training.memory_markdown,

@@ -8,12 +8,12 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import psutil
 import torch
 
-from dnd_fast.decoder.model import HyperConvDecoder
+from dnd_fast.decoder.torch_pass import TorchPass
 from dnd_fast.errors import InvalidInput
 from dnd_fast.kernels.conv2d import WORKSPACE_BYTES, Impl
 from dnd_fast.kernels.device import PROFILES, DeviceProfile, can_run_triton
@@ -25,6 +25,9 @@ from dnd_fast.kernels.planner.cost_model import (
 )
 from dnd_fast.kernels.planner.measured_times import load_table
 from dnd_fast.kernels.planner.peak_memory import peak_bytes
+
+if TYPE_CHECKING:
+    from dnd_fast.decoder.model import HyperConvDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -226,10 +229,8 @@ def planned_memory(
     Counted on tensors without content, plus 10 % and 96 MB for what allocators and libraries keep
     of freed memory. What the process takes beside is not included.
     """
-    from dnd_fast.decoder.prepared import TorchPass
-
     with torch.device("meta"):
-        twin = HyperConvDecoder(decoder.features, decoder.kernel_size)
+        twin = type(decoder)(decoder.features, decoder.kernel_size)
         condition = torch.empty(batch, *decoder.features[0], dtype=decoder.dtype)
     twin.to(decoder.dtype).requires_grad_(False)
     counted = peak_bytes(

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from dnd_fast.decoder.prepared import PlannedBlock, TorchPass
+from dnd_fast.decoder.torch_pass import PlannedBlock, TorchPass
 from dnd_fast.kernels.lora_scatter import LoraScatterTable
 from dnd_fast.kernels.reference import CONVOLUTIONS
 from dnd_fast.kernels.triton.block import PackedBlock, hyper_conv_block_triton
@@ -32,7 +32,7 @@ class TritonPass:
     def __init__(self, module: TorchPass, scatter: LoraScatterTable | None = None) -> None:
         self._scatter = scatter
         self._projection = module.projection
-        self._blocks = [_pack(cast(PlannedBlock, block)) for block in module.blocks]
+        self._blocks = [pack(cast(PlannedBlock, block)) for block in module.blocks]
         self._workspace = Workspace()
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._replayed: torch.cuda.Event | None = None
@@ -97,7 +97,7 @@ class TritonPass:
         return graph, given, result
 
 
-def _pack(block: PlannedBlock) -> PackedBlock:
+def pack(block: PlannedBlock) -> PackedBlock:
     """A planned block's tensors as the kernels take them; waits for the device."""
     tensors = block.tensors
     return PackedBlock.of(

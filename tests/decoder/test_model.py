@@ -7,7 +7,7 @@ import torch
 
 from dnd_fast import HyperConvDecoder, InvalidInput
 from dnd_fast.decoder.length_projection import LengthProjection
-from dnd_fast.decoder.prepared import TorchPass
+from dnd_fast.decoder.torch_pass import TorchPass
 from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.planner.cost_model import plan_decoder
 

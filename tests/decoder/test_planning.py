@@ -10,7 +10,7 @@ import torch
 
 from dnd_fast import HyperConvDecoder, InvalidInput
 from dnd_fast.decoder.planning import KEPT_BYTES, plan_for, planned_memory
-from dnd_fast.decoder.prepared import TorchPass
+from dnd_fast.decoder.torch_pass import TorchPass
 from dnd_fast.kernels.fft.weight import TransformedWeight
 from dnd_fast.kernels.planner.peak_memory import peak_bytes
 

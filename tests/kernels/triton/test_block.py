@@ -5,7 +5,10 @@ import copy
 import pytest
 import torch
 
+from dnd_fast.decoder.convolutions import PlannedConvolutions
 from dnd_fast.decoder.model import HyperConvBlock
+from dnd_fast.decoder.torch_pass import PlannedBlock
+from dnd_fast.decoder.triton_pass import pack
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
 from dnd_fast.kernels.reference import CONVOLUTIONS
 from dnd_fast.kernels.triton.block import hyper_conv_block_triton
@@ -18,7 +21,7 @@ SHAPES = {
 }
 
 
-def block(shapes, tiled, kept):
+def block(shapes, tiled):
     """With every parameter random, the LayerNorm's too."""
     torch.manual_seed(0)
     shape_in, shape_out = SHAPES[shapes]
@@ -28,20 +31,21 @@ def block(shapes, tiled, kept):
     exact = copy.deepcopy(made).double()
     (n, length, c), (_, length2, c2) = shape_in, shape_out
     sizes = ((length, n), (n, c2), (n, c), (length2, n), (length2, c2))
-    made.tiles = {
+    fft_plans = {
         name: FFTConvPlan.make(*size, 3, 5, size[1] + 1)
         for name, size in zip(CONVOLUTIONS, sizes, strict=True)
         if name in tiled
     }
-    return made, exact, kept
+    return made, exact, fft_plans
 
 
-def packed(made, dtype, kept):
-    made.to(dtype)
-    if kept is not None:
-        for name in made.tiles:
-            made.transform_weight(name, kept)
-    return made.packed()
+def packed(made, fft_plans, dtype, kept):
+    weights = {None: "streamed", torch.int8: "int8"}.get(kept, "cached")
+    convolutions = PlannedConvolutions(fft_plans, 1 << 30, "torch")
+    planned = PlannedBlock(made.to(dtype), convolutions, weights)
+    if weights == "cached":
+        assert all(planned.tensors[name].values.dtype == kept for name in fft_plans)
+    return pack(planned)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +63,10 @@ def packed(made, dtype, kept):
     ],
 )
 def test_block(shapes, tiled, dtype, kept, bound):
-    made, exact, kept = block(shapes, tiled, kept)
+    made, exact, fft_plans = block(shapes, tiled)
     x = torch.randn(2, *SHAPES[shapes][0])
     expected = exact(x.double())
-    found = hyper_conv_block_triton(x.to(dtype), packed(made, dtype, kept), Workspace())
+    found = hyper_conv_block_triton(x.to(dtype), packed(made, fft_plans, dtype, kept), Workspace())
     assert found.shape == expected.shape
     assert found.dtype == dtype
     assert (found.double() - expected).norm() <= bound * expected.norm()

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dnd_fast import HyperConvDecoder
-from dnd_fast.decoder.prepared import TorchPass
+from dnd_fast.decoder.torch_pass import TorchPass
 from dnd_fast.decoder.triton_pass import TritonPass
 from dnd_fast.kernels.conv2d import fft_conv2d
 from dnd_fast.kernels.fft.tiling import FFTConvPlan
