@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dnd_fast import HyperConvDecoder, InvalidInput
-from dnd_fast.decoder.planning import KEPT_BYTES, plan_for, planned_memory
+from dnd_fast.decoder.planning import KEPT_BYTES, plan_for, planned_memory, resolve_impl
 from dnd_fast.decoder.torch_pass import TorchPass
 from dnd_fast.kernels.fft.weight import TransformedWeight
 from dnd_fast.kernels.planner.peak_memory import peak_bytes
@@ -113,3 +113,18 @@ def test_16_bit_decoders_keep_float16_weights():
     found = decoder.prepare("fft", weights="cached").tokens(x.bfloat16())
     assert found.dtype == torch.bfloat16
     assert (found - expected).norm() <= 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_gpu_that_cannot_run_the_kernels_runs_compiled(compiles, monkeypatch, caplog):
+    """And says so; torch.compile, which needs Triton too, is not promised where there is none."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "An old GPU")
+    monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: compiles)
+    with caplog.at_level(logging.WARNING):
+        device = torch.device("cuda")
+        assert resolve_impl("auto", False, device, torch.float64) == ("torch", compiles)
+    assert "cannot run torch.float64 on An old GPU" in caplog.text
+    assert ("compiled" if compiles else "eagerly") in caplog.text
+    assert resolve_impl("torch", False, device, torch.float32) == ("torch", False)
+    with pytest.raises(InvalidInput, match=r"impl='triton' cannot run torch\.float64 on cuda"):
+        resolve_impl("triton", False, device, torch.float64)
