@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import logging
 import os
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ from dnd_fast.text.prompts import read_prompts, sample_prompts
 
 logger = logging.getLogger(__name__)
 Device = str | torch.device
+ENCODER_LOCK = threading.Lock()  # many threads load an encoder once
 
 
 class Generator(
@@ -110,8 +112,9 @@ class Generator(
         Raises:
             InvalidInput: it cannot be loaded or its width is not the decoder's.
         """
-        if self._encoder is None:
-            self._encoder = TextEncoder.from_pretrained(self.config.condition.encoder)
+        with ENCODER_LOCK:
+            if self._encoder is None:
+                self._encoder = TextEncoder.from_pretrained(self.config.condition.encoder)
         width = self.decoder.features[0][2]
         if self._encoder.width != width:
             raise InvalidInput(
@@ -239,9 +242,9 @@ class Generator(
     ) -> Adapter | list[Adapter]:
         several = isinstance(prompts, list) and any(isinstance(task, list) for task in prompts)
         tasks = [read_prompts(task) for task in cast(list, prompts if several else [prompts])]
-        sampled = [sample_prompts(task, self.config.condition.prompts, seed) for task in tasks]
+        count = self.config.condition.prompts
         clock = [time.perf_counter()]
-        condition = self.encode(sampled)
+        condition = self.encode([sample_prompts(task, count, seed) for task in tasks])
         clock.append(self._synchronized_time())
         weights = prepared.weights(condition.to(prepared.dtype))
         clock.append(self._synchronized_time())

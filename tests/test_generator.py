@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -163,6 +164,40 @@ def test_many_threads_prepare_once(tiny_generator, monkeypatch):
         all_prepared = list(pool.map(lambda _: generator.prepared, range(64)))
     assert len(count) == 1
     assert len(set(map(id, all_prepared))) == 1
+
+
+def test_many_threads_load_the_encoder_once(tiny_generator, monkeypatch):
+    loaded = []
+
+    def load(name):
+        loaded.append(name)
+        time.sleep(0.05)
+        return tiny_generator.encoder
+
+    generator = copy.deepcopy(tiny_generator)
+    encoder = tiny_generator.encoder
+    generator._encoder = None
+    monkeypatch.setattr(TextEncoder, "from_pretrained", load)
+    with ThreadPoolExecutor(8) as pool:
+        encoders = list(pool.map(lambda _: generator.encoder, range(32)))
+    assert loaded == [generator.config.condition.encoder]
+    assert all(each is encoder for each in encoders)
+
+
+def test_threads_generate_what_one_does(tiny_generator):
+    """Long and short tasks at once: once prompts of one were cut by the length of another."""
+    tasks = [
+        [f"say word number {i}" for i in range(4)],
+        [f"in a long request, {'please ' * 40} say word number {i}" for i in range(4)],
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = [tiny_generator.generate(task) for task in tasks]
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(tiny_generator.generate, tasks * 40))
+    for index, adapter in enumerate(found):
+        for name, tensor in expected[index % 2].tensors.items():
+            assert torch.equal(adapter.tensors[name], tensor)
 
 
 @pytest.mark.parametrize("text", ["8e9", "8GB", " 8 gb", "7.5GiB"])

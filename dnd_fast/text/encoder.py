@@ -115,16 +115,19 @@ class TextEncoder(CachingEncoder):
         return hash_weights(self.model, "" if self.layer is None else f"layer {self.layer}")
 
     def _tokenize(self, prompts: list[str], length: int) -> Sequence[Sequence[Token]]:
-        ids = self.tokenizer(prompts, truncation=False, verbose=False)["input_ids"]
-        too_long = sum(len(row) > length for row in ids)
-        if too_long:
+        # Cut by hand: a fast tokenizer's own truncation is a setting that threads share.
+        encoded = self.tokenizer(
+            prompts, truncation=False, verbose=False, return_special_tokens_mask=True
+        )
+        rows = list(zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True))
+        if too_long := sum(len(ids) > length for ids, _ in rows):
             warnings.warn(
-                f"{too_long} of {len(ids)} prompts are longer than {length} tokens and are "
+                f"{too_long} of {len(rows)} prompts are longer than {length} tokens and are "
                 "truncated.",
                 stacklevel=3,
             )
-            ids = self.tokenizer(prompts, truncation=True, max_length=length)["input_ids"]
-        return ids
+        side = self.tokenizer.truncation_side
+        return [_truncated(ids, special, length, side) for ids, special in rows]
 
     @torch.no_grad()
     def _embed(self, tokens: Sequence[Sequence[Token]], length: int, padding: Padding) -> Tensor:
@@ -169,6 +172,17 @@ class TextEncoder(CachingEncoder):
         return (
             output.last_hidden_state if self.layer is None else output.hidden_states[self.layer]
         ).float()
+
+
+def _truncated(ids: list[int], special: list[int], length: int, side: str) -> list[int]:
+    """At most ``length`` ids, without content from one side; special tokens at the ends stay."""
+    if len(ids) <= length:
+        return ids
+    first = special.index(0) if 0 in special else len(ids)
+    last = len(ids) - special[::-1].index(0) if 0 in special else len(ids)
+    kept = max(0, length - first - (len(ids) - last))
+    content = ids[first:last][:kept] if side == "right" else ids[first:last][last - first - kept :]
+    return [*ids[:first], *content, *ids[last:]][:length]
 
 
 def _count_positions(model: PreTrainedModel) -> int | None:

@@ -1,6 +1,9 @@
 """Embeddings of prompts, against transformers and sentence-transformers' own outputs."""
 
+import copy
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -285,3 +288,43 @@ def test_a_language_model_with_its_head(causal_folder):
     whole = TextEncoder(model, tokenizer)
     assert torch.equal(whole.encode([SHORT], 40), headless.encode([SHORT], 40))
     assert whole.fingerprint() == headless.fingerprint()
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 40, 99])
+def test_prompts_are_cut_as_the_tokenizer_cuts_them(encoder, length, side):
+    prompts = [
+        "take the opening letter of the tool cord " * 8,
+        "echo [SEP]",
+        "",
+        "a b c d e f g h [SEP]",
+    ]
+    tokenizer = copy.deepcopy(encoder.tokenizer)
+    tokenizer.truncation_side = side
+    cut = TextEncoder(encoder.model, tokenizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = cut._tokenize(prompts, length)
+    if length > tokenizer.num_special_tokens_to_add():
+        expected = tokenizer(prompts, truncation=True, max_length=length)["input_ids"]
+        assert [list(row) for row in found] == expected
+    assert all(len(row) <= length for row in found)
+
+
+def test_long_and_short_prompts_at_once(encoder):
+    """A fast tokenizer's truncation is a setting that threads share: prompts were cut, or not, by
+    what another thread was about to do."""
+    short = [f"say word number {i}" for i in range(4)]
+    long = [f"in a long request, {'please ' * 60} say word number {i}" for i in range(4)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = [encoder._tokenize(prompts, 24) for prompts in (short, long)]
+        switch = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            with ThreadPoolExecutor(8) as pool:
+                calls = [(short, long)[i % 2] for i in range(800)]
+                found = list(pool.map(lambda prompts: encoder._tokenize(prompts, 24), calls))
+        finally:
+            sys.setswitchinterval(switch)
+    assert all(rows == expected[i % 2] for i, rows in enumerate(found))
