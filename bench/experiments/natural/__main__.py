@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dnd_fast.errors import InvalidInput
+
 app = typer.Typer(no_args_is_help=True)
 
 
@@ -29,9 +31,12 @@ def export(
         from dnd_fast.bench.experiments.natural import export as files
     except ModuleNotFoundError as error:
         raise typer.BadParameter(
-            f"the package {error.name!r} is missing; run: pip install 'dnd-fast[natural]'"
+            f'the package {error.name!r} is missing; run: pip install "dnd-fast[natural]"'
         ) from error
-    splits = files.export(folder, seed)
+    try:
+        splits = files.export(folder, seed)
+    except InvalidInput as error:
+        raise typer.BadParameter(str(error)) from error
     counts = ", ".join(f"{len(tasks)} {split}" for split, tasks in splits.items())
     Console().print(f"Wrote {counts} tasks to {folder}.")
 

@@ -14,6 +14,7 @@ from dnd_fast.bench.experiments.natural.suite import (
     random_strings,
     split_tasks,
 )
+from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_folder
 from dnd_fast.text.datasets import Example
 
@@ -27,25 +28,28 @@ PROMPTS = 24  # of each task and kind: three conditions of eight
 def export(folder: Path, seed: int) -> dict[str, list[Task]]:
     """Write all tasks' examples, questions and prompts, and the names of each split's tasks.
 
-    * ``train/NAME.jsonl``: questions at all levels about training items, with their responses. Those
-      of held-out tasks are for oracles, adapters trained on a task's own answers.
+    * ``train/NAME.jsonl``: questions at all levels about training items, with their responses.
+      Those of held-out tasks are for oracles, adapters trained on a task's own answers.
     * ``test/LEVEL/NAME.jsonl``: questions about test items, and in ``test/unseen-wordings`` those
       of the level "full" in wordings that no training example has.
-    * ``prompts/KIND/NAME.jsonl``: what adapters are generated from, without responses. The kinds are
-      ``own`` and ``unseen-wordings``, questions of the level "full" about training items; ``wrong``,
-      another task's; ``random``, random strings.
+    * ``prompts/KIND/NAME.jsonl``: what adapters are generated from, without responses. The kinds
+      are ``own`` and ``unseen-wordings``, questions of the level "full" about training items;
+      ``wrong``, another task's; ``random``, random strings.
     * ``splits/SPLIT.txt``: names of the tasks.
 
     Args:
-        folder: Where to write; its sub-folders of these names are replaced.
+        folder: A new or empty folder.
         seed: Seed of the splits of tasks and items, and of all draws.
 
     Returns:
         The tasks of each split.
 
     Raises:
+        InvalidInput: there is something in ``folder``, such as the tasks of another seed.
         OSError: ``folder`` cannot be written, or the disk is full.
     """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InvalidInput(f"{folder} is not empty; remove it, or give another folder.")
     splits = split_tasks(seed)
     tasks = [task for split in splits.values() for task in split]
     _write(folder / "train", {task: training_examples(task, seed) for task in tasks})

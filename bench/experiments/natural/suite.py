@@ -1,8 +1,8 @@
 """The suite: tasks, which of them train, and their questions.
 
-A task is a skill in an answer format. Its questions come at three levels: "full" names the skill and
-the format in words, "ask" the skill only, "bare" is the item alone, so that all that says what to do
-is the adapter. A response is right where it equals the only right one, character by character.
+A task is a skill in an answer format. Its questions come at three levels: "full" names the skill
+and the format in words, "ask" the skill only, "bare" is the item alone, so that only the adapter
+says what to do. A response is right where it equals the only right one, character by character.
 """
 
 from __future__ import annotations

@@ -12,20 +12,22 @@ from functools import cache
 from faker.providers.lorem.en_US import Provider
 from lemminflect import getAllLemmas, getInflection
 
-# Used in the plural alone or in no plural, rude, or no noun in most of their uses.
-_ODD_NOUNS = set("nothing inside outside aside till sir breast god devil math".split())
+# Hardly nouns, in no use in the plural, rude, or with the plural of another ("bases").
+_ODD_NOUNS = set("nothing inside outside aside till sir breast god devil math basis".split())
 # More than one past form is in use, though the dictionary has one.
 _ODD_VERBS = {"fit"}
 # Hardly compared, or the dictionary's form is wrong ("freeer").
 _ODD_ADJECTIVES = set(
     "able civil common dead dear distinct drunk exact few fit free gross less little much real "
-    "right secure severe sorry spare still sure true unhappy unlikely wrong".split()
+    "right secure severe sorry spare still sure true unhappy unlikely vague wrong".split()
 )
 _MORE_ADJECTIVES = (
-    "bold coarse damp dense dull eager faint fierce gentle greedy harsh juicy keen lazy mild moist "
-    "noisy old pale plain proud quaint ripe rude shallow slim small sour stale steep stern swift "
-    "tame tasty tidy vague wealthy witty"
+    "bold coarse damp dense dull faint fierce gentle greedy harsh juicy keen lazy mild moist "
+    "noisy pale plain quaint ripe rude shallow slim small sour stale steep stern swift "
+    "tame tasty tidy wealthy witty"
 ).split()
+# Of several kinds, though the dictionary has one.
+_AMBIGUOUS = {"act", "complete", "several"}
 _TAGS = {"noun": "NOUN", "verb": "VERB", "adjective": "ADJ"}
 
 
@@ -72,11 +74,7 @@ def adjectives() -> tuple[str, ...]:
 @cache
 def unambiguous_words() -> dict[str, str]:
     """Map words that are a noun, a verb or an adjective and nothing else to what they are."""
-    return {
-        word: part
-        for part, tag in _TAGS.items()
-        for word in [word for word in _listed(part) if set(getAllLemmas(word)) == {tag}][:100]
-    }
+    return {word: part for part, tag in _TAGS.items() for word in _only(part, tag)[:100]}
 
 
 @cache
@@ -90,12 +88,16 @@ def words() -> tuple[str, ...]:
 def triples() -> tuple[tuple[str, str, str], ...]:
     """Lists of three different nouns."""
     rng = random.Random("triples")
-    drawn = {tuple(sorted(rng.sample(nouns(), 3))) for _ in range(240)}
-    return tuple((b, c, a) for a, b, c in map(_shuffled, sorted(drawn)))
+    drawn = (rng.sample(nouns(), 3) for _ in range(240))
+    return tuple((first, second, third) for first, second, third in drawn)
 
 
-def _shuffled(triple: tuple[str, ...]) -> list[str]:
-    return random.Random(" ".join(triple)).sample(triple, 3)
+def _only(part: str, tag: str) -> list[str]:
+    return [
+        word
+        for word in _listed(part)
+        if set(getAllLemmas(word)) == {tag} and word not in _AMBIGUOUS
+    ]
 
 
 def _listed(part: str) -> list[str]:

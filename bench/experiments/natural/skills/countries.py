@@ -53,7 +53,7 @@ def continent(country: str) -> str:
 
 
 def currency(country: str) -> str:
-    """Return the name of a country's currency, without the country's adjective."""
+    """Return what GeoNames calls a country's currency, mostly without its adjective."""
     return _by_name()[country]["currencyname"]
 
 

