@@ -95,7 +95,7 @@ SKILLS = {
             Tell me the category of {}.
             Give the general term for {}.
             To which group of things does {} belong?
-            Classify {}.
+            Say what kind of thing {} is.
         """),
         unseen=lines("""
             Which more general word covers {}?

@@ -142,7 +142,7 @@ SKILLS = {
         text=_joined,
         seen=lines("""
             What is the sum of {}?
-            Add {}.
+            Add {} together.
             Give the total of {}.
             Calculate the sum of {}.
             How much are {} together?
