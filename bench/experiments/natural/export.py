@@ -35,7 +35,8 @@ def export(folder: Path, seed: int) -> dict[str, list[Task]]:
     * ``prompts/KIND/NAME.jsonl``: what adapters are generated from, without responses. The kinds
       are ``own`` and ``unseen-wordings``, questions of the level "full" about training items;
       ``wrong``, another task's; ``random``, random strings.
-    * ``splits/SPLIT.txt``: names of the tasks.
+    * ``splits/SPLIT.txt``: names of the tasks, and in ``splits/held-out.txt`` of all that must
+      not train.
 
     Args:
         folder: A new or empty folder.
@@ -73,7 +74,8 @@ def export(folder: Path, seed: int) -> dict[str, list[Task]]:
     for kind, prompts in kinds.items():
         _write(folder / "prompts" / kind, prompts)
     with atomic_folder(folder / "splits") as staged:
-        for split, members in splits.items():
+        held_out = [task for split in splits if split != "train" for task in splits[split]]
+        for split, members in {**splits, "held-out": held_out}.items():
             (staged / f"{split}.txt").write_text("".join(f"{task.name}\n" for task in members))
     return splits
 

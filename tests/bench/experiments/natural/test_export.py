@@ -41,7 +41,11 @@ def test_names_of_the_splits(folder):
     for split, tasks in SPLITS.items():
         lines = (folder / "splits" / f"{split}.txt").read_text().splitlines()
         assert lines == [task.name for task in tasks]
-    assert len(list((folder / "splits").iterdir())) == len(SPLITS)
+    held_out = (folder / "splits" / "held-out.txt").read_text().splitlines()
+    assert sorted(held_out + [task.name for task in SPLITS["train"]]) == sorted(
+        task.name for task in TASKS
+    )
+    assert len(list((folder / "splits").iterdir())) == len(SPLITS) + 1
 
 
 @pytest.mark.parametrize("part", FOLDERS)
