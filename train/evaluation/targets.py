@@ -16,7 +16,8 @@ from dnd_fast.base_model import load_base
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import read_json
 from dnd_fast.generator import Generator
-from dnd_fast.text.datasets import Dataset
+from dnd_fast.text.datasets import Dataset, Example
+from dnd_fast.text.prompts import read_prompts
 from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.adapters.names import find_names, read_names
 from dnd_fast.train.evaluation.evaluate import (
@@ -166,7 +167,8 @@ class EvalTarget:
         Args:
             names: Names of the data sets.
             tests: Folder with the questions of each in ``NAME.jsonl``.
-            prompts: Folder with the examples; None: the collection's own.
+            prompts: Folder with the examples, which need no responses unless conditions hold them;
+                None: the collection's own.
             needed: The key that questions must have; None: there are no questions.
 
         Raises:
@@ -179,7 +181,7 @@ class EvalTarget:
         tasks = []
         for name in names:
             if prompts is not None:
-                examples = Dataset.read(prompts / f"{name}.jsonl").examples
+                examples = self._read_prompts(prompts / f"{name}.jsonl")
             elif name in self.collection.names:
                 examples = self.collection.dataset(name).examples
             else:
@@ -194,6 +196,11 @@ class EvalTarget:
             )
             tasks.append(EvalTask(name, examples, questions))
         return tasks
+
+    def _read_prompts(self, path: Path) -> tuple[Example, ...]:
+        if self.form == "prompt":
+            return tuple(Example(prompt, response="") for prompt in read_prompts(path))
+        return Dataset.read(path).examples
 
     def points(
         self, generator: Generator, held_out: Sequence[EvalTask], seeds: Sequence[int]

@@ -155,6 +155,21 @@ def test_prompts_of_a_data_set_that_was_never_collected(make_run, tests, collect
     assert table["generated"]["overall"]["mean"] > 0.5
 
 
+def test_prompts_need_no_responses_unless_conditions_hold_them(
+    make_run, tests, collection, tmp_path
+):
+    name = collection.names[0]
+    prompts = tmp_path / "prompts" / f"{name}.jsonl"
+    prompts.parent.mkdir()
+    prompts.write_text('{"prompt": "spell it backwards"}\n{"prompt": "and turn it around"}\n')
+    target = EvalTarget.from_run(make_run("run", [name]))
+    (task,) = target.read_held_out([name], tests, prompts.parent, "response")
+    assert [each.prompt for each in task.examples] == ["spell it backwards", "and turn it around"]
+    target = EvalTarget.from_run(make_run("other", [name], form="answer"))
+    with pytest.raises(InvalidInput, match="the key 'response' holds None"):
+        target.read_held_out([name], tests, prompts.parent, "response")
+
+
 def test_the_run_s_condition_form_counts(make_run, collection):
     run = make_run("run", collection.names[:1], form="answer")
     assert EvalTarget.from_run(run).form == "answer"

@@ -1,0 +1,1 @@
+"""The real-model benchmark: small tasks in natural language, skill times answer format."""

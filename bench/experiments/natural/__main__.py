@@ -1,0 +1,45 @@
+"""The real-model benchmark's commands.
+
+python -m bench.natural export FOLDER     # the suite as data sets, in seconds
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dnd_fast.errors import InvalidInput
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def natural() -> None:
+    """Small tasks in natural language: skill times answer format."""
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Where to write the data sets.")],
+    seed: Annotated[int, typer.Option(help="Seed of the splits and of all draws.")] = 0,
+) -> None:
+    """Write the suite's data sets, for dnd-fast collect, train and evaluate."""
+    try:
+        from dnd_fast.bench.experiments.natural import export as files
+    except ModuleNotFoundError as error:
+        raise typer.BadParameter(
+            f'the package {error.name!r} is missing; run: pip install "dnd-fast[natural]"'
+        ) from error
+    try:
+        splits = files.export(folder, seed)
+    except InvalidInput as error:
+        raise typer.BadParameter(str(error)) from error
+    counts = ", ".join(f"{len(tasks)} {split}" for split, tasks in splits.items())
+    Console().print(f"Wrote {counts} tasks to {folder}.")
+
+
+if __name__ == "__main__":
+    app()

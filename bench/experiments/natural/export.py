@@ -1,0 +1,110 @@
+"""The suite as files, for the commands that people use on their own data sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from dnd_fast.bench.experiments.natural.suite import (
+    LEVELS,
+    Level,
+    Task,
+    other_task,
+    random_strings,
+    split_tasks,
+)
+from dnd_fast.errors import InvalidInput
+from dnd_fast.files import atomic_folder
+from dnd_fast.text.datasets import Example
+
+# Questions with everything in words come first, so that `train --candidates 48` takes conditions
+# from these alone.
+TRAINING_EXAMPLES: dict[Level, int] = {"full": 48, "ask": 24, "bare": 24}
+QUESTIONS = 20  # of each task and level
+PROMPTS = 24  # of each task and kind: three conditions of eight
+
+
+def export(folder: Path, seed: int) -> dict[str, list[Task]]:
+    """Write all tasks' examples, questions and prompts, and the names of each split's tasks.
+
+    * ``train/NAME.jsonl``: questions at all levels about training items, with their responses.
+      Those of held-out tasks are for oracles, adapters trained on a task's own answers.
+    * ``test/LEVEL/NAME.jsonl``: questions about test items, and in ``test/unseen-wordings`` those
+      of the level "full" in wordings that no training example has.
+    * ``prompts/KIND/NAME.jsonl``: what adapters are generated from, without responses. The kinds
+      are ``own`` and ``unseen-wordings``, questions of the level "full" about training items;
+      ``wrong``, another task's; ``random``, random strings.
+    * ``splits/SPLIT.txt``: names of the tasks, and in ``splits/held-out.txt`` of all that must
+      not train.
+
+    Args:
+        folder: A new or empty folder.
+        seed: Seed of the splits of tasks and items, and of all draws.
+
+    Returns:
+        The tasks of each split.
+
+    Raises:
+        InvalidInput: there is something in ``folder``, such as the tasks of another seed.
+        OSError: ``folder`` cannot be written, or the disk is full.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InvalidInput(f"{folder} is not empty; remove it, or give another folder.")
+    splits = split_tasks(seed)
+    tasks = [task for split in splits.values() for task in split]
+    _write(folder / "train", {task: training_examples(task, seed) for task in tasks})
+    for level in LEVELS:
+        questions = {task: task.examples("test", level, QUESTIONS, seed=seed) for task in tasks}
+        _write(folder / "test" / level, questions)
+    _write(
+        folder / "test" / "unseen-wordings",
+        {
+            task: task.examples("test", "full", QUESTIONS, seed=seed, wordings="unseen")
+            for task in tasks
+        },
+    )
+    known = [*splits["train"], *splits["validation"], *splits["test"]]
+    kinds = {
+        "own": {task: _prompts(task, seed) for task in tasks},
+        "unseen-wordings": {task: _prompts(task, seed, unseen=True) for task in tasks},
+        "wrong": {task: _prompts(other_task(task, known, seed), seed) for task in tasks},
+        "random": {task: random_strings(task, PROMPTS, seed) for task in tasks},
+    }
+    for kind, prompts in kinds.items():
+        _write(folder / "prompts" / kind, prompts)
+    with atomic_folder(folder / "splits") as staged:
+        held_out = [task for split in splits if split != "train" for task in splits[split]]
+        for split, members in {**splits, "held-out": held_out}.items():
+            (staged / f"{split}.txt").write_text("".join(f"{task.name}\n" for task in members))
+    return splits
+
+
+def training_examples(task: Task, seed: int) -> list[Example]:
+    """Return the examples that a task's own adapter is trained on, level by level."""
+    return [
+        example
+        for level, count in TRAINING_EXAMPLES.items()
+        for example in task.examples("train", level, count, seed=seed)
+    ]
+
+
+def _prompts(task: Task, seed: int, *, unseen: bool = False) -> list[str]:
+    examples = task.examples(
+        "train",
+        "full",
+        PROMPTS,
+        seed=seed,
+        wordings="unseen" if unseen else "seen",
+        draw="condition",
+    )
+    return [example.prompt for example in examples]
+
+
+def _write(folder: Path, tasks: Mapping[Task, Iterable[Example | str]]) -> None:
+    """Write one file a task; a string is a prompt without a response."""
+    with atomic_folder(folder) as staged:
+        for task, entries in tasks.items():
+            rows = ({"prompt": e} if isinstance(e, str) else vars(e) for e in entries)
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (staged / f"{task.name}.jsonl").write_text(text, encoding="utf-8")
