@@ -22,6 +22,7 @@ COMMANDS = (
     ("dnd_fast.train.commands.train_expert", "train_expert"),
     ("dnd_fast.train.commands.evaluate", "evaluate"),
     ("dnd_fast.cli.adapt", "adapt"),
+    ("dnd_fast.cli.base", "base"),
     ("dnd_fast.cli.info", "info"),
     ("dnd_fast.cli.plan", "plan"),
     ("dnd_fast.cli.generate", "convert"),
