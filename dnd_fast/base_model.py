@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,8 @@ def _source(place: str) -> dict[str, Any]:
     file = Path(place).resolve()  # transformers prefers a file of this name in the current folder
     if not file.is_file():
         raise FileNotFoundError(f"{place} does not exist or is no file.")
+    if find_spec("gguf") is None:
+        raise InvalidInput(f"{place} needs the package gguf: pip install 'dnd-fast[smollm2]'")
     return {
         "pretrained_model_name_or_path": str(file.parent),
         "gguf_file": str(file),

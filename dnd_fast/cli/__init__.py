@@ -44,6 +44,7 @@ def main() -> None:
     """Entry point: unusable input and failures of the system end in one line, not a traceback."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # progress of others between the command's own
     try:
         app()
     except (InvalidInput, OSError) as error:
