@@ -68,7 +68,7 @@ def load_config(name: str) -> PretrainedConfig:
     return _load_config(_find(name))
 
 
-def save_base(
+def write_base(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
 ) -> None:
     """Write a base model as a folder that transformers, PEFT and vLLM load, or nothing at all.
@@ -115,7 +115,7 @@ def _find(name: str) -> str:
         if file is None:
             smollm2.require_hub()
             return smollm2.HUB_ID
-        save_base(*load_base(str(file), dtype=torch.bfloat16), folder)
+        write_base(*load_base(str(file), dtype=torch.bfloat16), folder)
     return str(folder)
 
 
@@ -182,5 +182,5 @@ def _damage_named(place: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InvalidInput(
-            f"the base {place!r} is damaged, or nothing that this transformers knows: {error}"
+            f"the base {place!r} is damaged, or nothing that transformers loads by itself: {error}"
         ) from error

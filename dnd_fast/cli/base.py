@@ -27,14 +27,14 @@ def base(
     import torch
 
     from dnd_fast import smollm2
-    from dnd_fast.base_model import load_base, save_base
+    from dnd_fast.base_model import load_base, write_base
 
     if name != smollm2.NAME and not name.endswith(".gguf"):
         raise InvalidInput(f"the base {name!r} must be {smollm2.NAME!r} or a .gguf file.")
     with console.status("reading and dequantising the weights"):
         model, tokenizer = load_base(name, dtype=torch.bfloat16)
     with console.status(f"writing {escape(str(out))}"):
-        save_base(model, tokenizer, out)
+        write_base(model, tokenizer, out)
     size = sum(file.stat().st_size for file in out.iterdir())
     console.print(
         f"Wrote {type(model).__name__}, {model.num_parameters():,} parameters in bfloat16, "
