@@ -140,7 +140,9 @@ def _load_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
     if is_gguf:  # weights would stay packed where there are kernels for that
         source["quantization_config"] = GgufConfig(dequantize=True)
     with _damage_named(place):
-        model, report = auto.from_pretrained(**source, dtype=dtype, output_loading_info=True)
+        model, report = auto.from_pretrained(
+            **source, config=config, dtype=dtype, output_loading_info=True
+        )
         if is_gguf:  # transformers does not save a model that it has dequantised
             plain = auto.from_config(config, dtype=dtype)
             plain.load_state_dict(model.state_dict())
