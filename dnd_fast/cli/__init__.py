@@ -22,6 +22,7 @@ COMMANDS = (
     ("dnd_fast.train.commands.train_expert", "train_expert"),
     ("dnd_fast.train.commands.evaluate", "evaluate"),
     ("dnd_fast.cli.adapt", "adapt"),
+    ("dnd_fast.cli.base", "base"),
     ("dnd_fast.cli.info", "info"),
     ("dnd_fast.cli.plan", "plan"),
     ("dnd_fast.cli.generate", "convert"),
@@ -43,6 +44,7 @@ def main() -> None:
     """Entry point: unusable input and failures of the system end in one line, not a traceback."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # progress of others between the command's own
     try:
         app()
     except (InvalidInput, OSError) as error:

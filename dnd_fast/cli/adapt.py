@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 from rich.markup import escape
 
-from dnd_fast.console import console
+from dnd_fast.console import BASE_HELP, console
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_folder
 
@@ -46,10 +46,10 @@ def adapt(
         typer.Option(help="Ask the base, or a classification expert, or mix by a few examples."),
     ] = Strategy.prompt,
     base: Annotated[
-        str | None, typer.Option(help="Folder or hub id.", show_default="the experts' own")
+        str | None, typer.Option(help=BASE_HELP, show_default="the experts' own")
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Folder or hub id.", show_default="the base's own")
+        str | None, typer.Option(help=BASE_HELP, show_default="the base's own")
     ] = None,
     classifier: Annotated[
         Path | None, typer.Option(help="Folder of the classification expert.")

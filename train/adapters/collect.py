@@ -105,7 +105,7 @@ def collect_folder(
     Args:
         files: One ``.jsonl`` file per data set.
         folder: Folder of the collection, new or begun.
-        base, tokenizer: Folders or hub ids; the base's own tokenizer by default.
+        base, tokenizer: Names as of :func:`load_base`; the base's own tokenizer by default.
         lora: Rank and alpha.
         spec: Settings of the training.
         shared_init: Whether all adapters start from the same A; else each data set's from its own.

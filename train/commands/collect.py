@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from dnd_fast.console import console, progress_bars
+from dnd_fast.console import BASE_HELP, console, progress_bars
 
 DEFAULT_RECIPE = "common-sense-0.5b"
 FROM_RECIPE = "the recipe's"
@@ -28,10 +28,10 @@ def collect(
         list[Path],
         typer.Argument(help="Data sets: .jsonl files with keys 'prompt', 'response', 'system'."),
     ],
-    base: Annotated[str, typer.Option(help="The base model: a folder or hub id.")],
+    base: Annotated[str, typer.Option(help=f"The base model: {BASE_HELP}")],
     out: Annotated[Path, typer.Option(help="Folder of the collection, new or to add to.")],
     tokenizer: Annotated[
-        str | None, typer.Option(help="Another tokenizer than the base's: a folder or hub id.")
+        str | None, typer.Option(help=f"Another tokenizer than the base's: {BASE_HELP}")
     ] = None,
     recipe: Annotated[
         str | None,

@@ -8,19 +8,19 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from dnd_fast.console import console, progress_bars
+from dnd_fast.console import BASE_HELP, console, progress_bars
 
 
 def train_expert(
     data: Annotated[
         Path, typer.Argument(help="The task: a .jsonl file with keys 'prompt' and 'response'.")
     ],
-    base: Annotated[str, typer.Option(help="The base model: a folder or hub id.")],
+    base: Annotated[str, typer.Option(help=f"The base model: {BASE_HELP}")],
     out: Annotated[
         Path, typer.Option(help="Folder for the expert; the same command resumes its training.")
     ],
     tokenizer: Annotated[
-        str | None, typer.Option(help="Folder or hub id.", show_default="the base's")
+        str | None, typer.Option(help=BASE_HELP, show_default="the base's")
     ] = None,
     settings: Annotated[
         Path | None,

