@@ -106,7 +106,7 @@ def collect_folder(
         files: One ``.jsonl`` file per data set.
         folder: Folder of the collection, new or begun.
         base, tokenizer: Folders or hub ids; the base's own tokenizer by default.
-        lora: Rank and alpha.
+        lora: Rank, alpha and adapted layers.
         spec: Settings of the training.
         shared_init: Whether all adapters start from the same A; else each data set's from its own.
         seed: Seed of the initialisation and of the order of examples.
@@ -125,7 +125,9 @@ def collect_folder(
     if len({dataset.name for dataset in datasets}) < len(datasets):
         raise InvalidInput("two data sets have the same file name; it names their adapters.")
     base, tokenizer = resolved(base), resolved(tokenizer or base)
-    layout = TokenLayout.for_model(load_config(base), lora.rank, lora_alpha=lora.alpha)
+    layout = TokenLayout.for_model(
+        load_config(base), lora.rank, lora_alpha=lora.alpha, layers=lora.layers
+    )
     settings = dataclasses.asdict(spec) | {
         "shared_init": shared_init,
         "seed": seed,

@@ -107,13 +107,16 @@ def collect(
     import torch
 
     from dnd_fast.base_model import check_fits
-    from dnd_fast.recipe import LoraSpec, Recipe
+    from dnd_fast.recipe import Recipe
     from dnd_fast.train.adapters.collect import collect_folder
 
     chosen = Recipe.load(recipe or DEFAULT_RECIPE)
     if recipe is not None:
         check_fits(base, chosen)
-    lora = LoraSpec(rank or chosen.lora.rank, alpha or (2 * rank if rank else chosen.lora.alpha))
+    lora = dataclasses.replace(
+        chosen.lora,
+        **_given(rank=rank, alpha=alpha or (2 * rank if rank else None)),
+    )
     spec = dataclasses.replace(
         chosen.collection,
         **_given(

@@ -94,6 +94,9 @@ def test_a_run(run_config, collection, encoder, tmp_path, held_out):
     assert all(line["held_out_loss"] > 0 for line in lines if "held_out_loss" in line)
 
     assert not train_run(run_config, collection, out, encoder=encoder)  # finished
+    del described["recipe"]["lora"]["layers"]  # as written before recipes had it
+    (out / "run.json").write_text(json.dumps(described))
+    assert not train_run(run_config, collection, out, encoder=encoder)
     changed = dataclasses.replace(run_config, seed=1)
     with pytest.raises(InvalidInput, match="holds a run with seed = 0, this one has seed = 1"):
         train_run(changed, collection, out, encoder=encoder)
