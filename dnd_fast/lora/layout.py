@@ -156,14 +156,16 @@ class LoraLayout(WeightLayout):
         return Adapter(tensors, config)
 
     def check_base(self, base: object) -> None:
-        """Raise unless ``base`` is a plain model of transformers.
+        """Raise unless ``base`` is a plain model of transformers, or made of one for training.
 
         Raises:
             InvalidInput: it is not.
         """
         from transformers import PreTrainedModel
 
-        if not isinstance(base, PreTrainedModel):
+        from dnd_fast.lora.frozen_base import FrozenBase
+
+        if not isinstance(base, PreTrainedModel | FrozenBase):
             raise InvalidInput(
                 f"the base is a {type(base).__name__}, which a layout of experts may need, but "
                 "one of LoRA adapters a plain model."

@@ -21,6 +21,7 @@ from dnd_fast.base_model import load_base, load_config, resolved
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import locked
 from dnd_fast.lora.batched import TokenizedExample, encode
+from dnd_fast.lora.frozen_base import FrozenBase, base_for_training
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import CollectSpec, LoraSpec
 from dnd_fast.text.datasets import Dataset
@@ -35,7 +36,7 @@ def _silent(done: int, total: int) -> None:
 
 
 def collect(
-    model: PreTrainedModel,
+    model: PreTrainedModel | FrozenBase,
     layout: TokenLayout,
     datasets: Sequence[Sequence[TokenizedExample]],
     spec: CollectSpec,
@@ -46,7 +47,7 @@ def collect(
     """Fine-tune one adapter per data set, in memory.
 
     Args:
-        model: The frozen base.
+        model: The frozen base; a :class:`FrozenBase` trains faster.
         layout: Names and shapes of the adapter's tensors; not fitted.
         datasets: Tokenised examples, one list per data set.
         spec: Settings of the training.
@@ -100,7 +101,8 @@ def collect_folder(
     """Fine-tune adapters on data sets and keep them as a collection.
 
     State is saved after every step: what is killed resumes from there when called again, on one
-    CPU to the same bits. Data sets that the collection already has are skipped, new ones added.
+    CPU to the same bits (within rounding, where ``lora`` chooses layers). Data sets that the
+    collection already has are skipped, new ones added.
 
     Args:
         files: One ``.jsonl`` file per data set.
@@ -142,11 +144,12 @@ def collect_folder(
         groups = collection.unfinished(datasets, spec.parallel)
         if groups:
             model, loaded_tokenizer = load_base(base, tokenizer, dtype=dtype, device=device)
+            trained = base_for_training(model, layout, lora, recompute=recompute)
         steps = spec.steps + spec.checkpoints
         resumed_at = groups[0].step if groups else 0
         for index, group in enumerate(groups):
             trainer = LoraTrainer(
-                model,
+                trained,
                 layout,
                 group.names,
                 [_encoded(dataset, loaded_tokenizer, spec) for dataset in group.datasets],

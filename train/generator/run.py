@@ -30,6 +30,7 @@ from dnd_fast.files import atomic_file, locked, read_safetensors, write_safetens
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.batched import TokenizedExample, encode
+from dnd_fast.lora.frozen_base import FrozenBase, base_for_training
 from dnd_fast.lora.weight_layout import WeightLayout
 from dnd_fast.recipe import Phase, Recipe
 from dnd_fast.text.prompt_encoder import PromptEncoder
@@ -100,7 +101,7 @@ def train_run(
         watched = run.watched()
         names = [*trained_on, *watched]
         texts = run.embedded_texts(names, generator.encoder, cache or out / "cache", progress)
-        base, examples = run.base_and_examples(names)
+        base, examples = run.base_and_examples(names, generator.layout)
         tasks = run.tasks(names, texts, examples, generator.layout)
         checkpoints = Checkpoints(out / "checkpoints", keep)
         trainer = Trainer(
@@ -230,8 +231,8 @@ class _Run:
         return texts
 
     def base_and_examples(
-        self, names: Sequence[str]
-    ) -> tuple[PreTrainedModel | None, dict[str, list[TokenizedExample]]]:
+        self, names: Sequence[str], layout: WeightLayout
+    ) -> tuple[PreTrainedModel | FrozenBase | None, dict[str, list[TokenizedExample]]]:
         """Load the base model and tokenise the examples, where a phase needs them."""
         if not any(phase.objective == "sft" for phase in self.config.recipe.phases):
             return None, {}
@@ -247,7 +248,9 @@ class _Run:
             examples[name], _, _ = shorten(encoded, length)
             if not examples[name]:
                 raise InvalidInput(f"data set {name!r}: no prompt is shorter than {length} tokens.")
-        return model, examples
+        lora = self.config.recipe.lora
+        recompute = self.config.trainer_config.checkpointing
+        return base_for_training(model, layout, lora, recompute=recompute), examples
 
     def tasks(
         self,

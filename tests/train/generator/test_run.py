@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dnd_fast import Generator, InvalidInput, Recipe
+from dnd_fast.base_model import load_base
 from dnd_fast.files import locked
 from dnd_fast.recipe import RECIPES, ConditionSpec, Phase
+from dnd_fast.train.adapters.collect import collect_folder
 from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.adapters.names import find_names
 from dnd_fast.train.adapters.statistics import fit_layout
@@ -104,6 +106,27 @@ def test_a_run(run_config, collection, encoder, tmp_path, held_out):
     other = dataclasses.replace(run_config, recipe=dataclasses.replace(RECIPE, phases=(phase, SFT)))
     with pytest.raises(InvalidInput, match=r"with recipe\.phases.*0\.001.*this one has.*0\.002"):
         train_run(other, collection, out, encoder=encoder)
+
+
+def test_a_run_on_some_layers(collection, encoder, tmp_path):
+    """Adapters of the upper layers are collected, learned and generated."""
+    lora = dataclasses.replace(RECIPE.lora, layers=(1, 2))
+    features = [*RECIPE.decoder.features[:-1], [64, 4, 64]]
+    recipe = dataclasses.replace(
+        RECIPE, lora=lora, decoder=dataclasses.replace(RECIPE.decoder, features=features)
+    )
+    files = [collection.dataset(name).path for name in collection.names]
+    spec = dataclasses.replace(RECIPE.collection, steps=2, checkpoints=2)
+    manifest = collection.manifest
+    made = collect_folder(
+        files, tmp_path / "c", manifest.base, lora, spec, tokenizer=manifest.tokenizer
+    )
+    assert train_run(RunConfig(recipe), made, tmp_path / "run", encoder=encoder)
+    generator = Generator.from_pretrained(tmp_path / "run" / "generator", encoder=encoder)
+    adapter = generator.generate(["what letter does camel start with"] * 8)
+    assert {name.split(".")[2] for name in adapter.modules} == {"1", "2"}
+    base, _ = load_base(manifest.base, manifest.tokenizer)
+    assert adapter.apply(base).peft_config["default"].target_modules.startswith("model")
 
 
 def test_a_run_goes_on_where_it_was_stopped(run_config, collection, encoder, tmp_path):
