@@ -237,9 +237,13 @@ class _Run:
         if not any(phase.objective == "sft" for phase in self.config.recipe.phases):
             return None, {}
         manifest = self.collection.manifest
-        dtype = torch.bfloat16 if self.config.trainer_config.bf16 else torch.float32
+        config = self.config.trainer_config
+        name = config.base_dtype or ("bfloat16" if config.bf16 else "float32")
         model, tokenizer = load_base(
-            manifest.base, manifest.tokenizer, dtype=dtype, device=self.context.device
+            manifest.base,
+            manifest.tokenizer,
+            dtype=getattr(torch, name),
+            device=self.context.device,
         )
         length = manifest.settings.get("length", MAX_LENGTH)
         examples = {}
@@ -249,8 +253,7 @@ class _Run:
             if not examples[name]:
                 raise InvalidInput(f"data set {name!r}: no prompt is shorter than {length} tokens.")
         lora = self.config.recipe.lora
-        recompute = self.config.trainer_config.checkpointing
-        return base_for_training(model, layout, lora, recompute=recompute), examples
+        return base_for_training(model, layout, lora, recompute=config.checkpointing), examples
 
     def tasks(
         self,

@@ -62,6 +62,7 @@ def _description(
         "candidates": run_config.candidates,
         "seed": run_config.seed,
         "bf16": run_config.trainer_config.bf16,
+        "base_dtype": run_config.trainer_config.base_dtype,
         "optimizer": run_config.trainer_config.optimizer,
         "versions": {
             name: importlib.metadata.version(name) for name in ("dnd-fast", "torch", "transformers")

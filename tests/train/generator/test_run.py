@@ -21,7 +21,9 @@ from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.adapters.names import find_names
 from dnd_fast.train.adapters.statistics import fit_layout
 from dnd_fast.train.commands.train import train
+from dnd_fast.train.generator import resolve
 from dnd_fast.train.generator.config import RunConfig, TrainerConfig
+from dnd_fast.train.generator.distributed import DistributedContext
 from dnd_fast.train.generator.embedding_cache import EMBEDDINGS_FILE, embed_texts
 from dnd_fast.train.generator.log import Log
 from dnd_fast.train.generator.run import train_run
@@ -121,12 +123,29 @@ def test_a_run_on_some_layers(collection, encoder, tmp_path):
     made = collect_folder(
         files, tmp_path / "c", manifest.base, lora, spec, tokenizer=manifest.tokenizer
     )
-    assert train_run(RunConfig(recipe), made, tmp_path / "run", encoder=encoder)
+    config = RunConfig(recipe, trainer_config=TrainerConfig(base_dtype="bfloat16"))
+    assert train_run(config, made, tmp_path / "run", encoder=encoder)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["base_dtype"] == "bfloat16"
     generator = Generator.from_pretrained(tmp_path / "run" / "generator", encoder=encoder)
     adapter = generator.generate(["what letter does camel start with"] * 8)
     assert {name.split(".")[2] for name in adapter.modules} == {"1", "2"}
     base, _ = load_base(manifest.base, manifest.tokenizer)
     assert adapter.apply(base).peft_config["default"].target_modules.startswith("model")
+
+
+def test_the_bases_dtype_on_a_cpu(collection, monkeypatch):
+    """What is faster, if the recipe chooses layers and nobody says otherwise."""
+    monkeypatch.setattr(resolve, "default_dtype", lambda lora, device: torch.bfloat16)
+    lora = dataclasses.replace(RECIPE.lora, layers=(1, 2))
+    some = dataclasses.replace(RECIPE, lora=lora)
+    for recipe, given, expected in (
+        (RECIPE, None, None),
+        (some, None, "bfloat16"),
+        (some, "float32", "float32"),
+    ):
+        config = TrainerConfig(base_dtype=given)
+        run_config = resolve.resolve_run(recipe, collection, config, DistributedContext())
+        assert run_config.trainer_config.base_dtype == expected
 
 
 def test_a_run_goes_on_where_it_was_stopped(run_config, collection, encoder, tmp_path):
