@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from dnd_fast.bench import alternatives, decoder, latency, plots, summary, training
+from dnd_fast.bench import alternatives, decoder, latency, plots, summary, training, training_base
 from dnd_fast.bench.experiments import demo, experts
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +27,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "latency": lambda: "\n\n".join([latency.markdown(), *_images()]),
     "decoder": decoder.markdown,
     "training": training.markdown,
+    "training base": training_base.markdown,
     "training memory": training.memory_markdown,
     "alternatives": alternatives.markdown,
     **{f"svf {name}": partial(experts.scores, name) for name in experts.SCORES},
