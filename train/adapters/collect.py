@@ -143,13 +143,14 @@ def collect_folder(
         collection = Collection.begin(folder, manifest)
         groups = collection.unfinished(datasets, spec.parallel)
         if groups:
-            model, loaded_tokenizer = load_base(base, tokenizer, dtype=dtype, device=device)
-            trained = base_for_training(model, layout, lora, recompute=recompute)
+            loaded, loaded_tokenizer = load_base(base, tokenizer, dtype=dtype, device=device)
+            model = base_for_training(loaded, layout, lora, recompute=recompute)
+            del loaded  # may have been copied
         steps = spec.steps + spec.checkpoints
         resumed_at = groups[0].step if groups else 0
         for index, group in enumerate(groups):
             trainer = LoraTrainer(
-                trained,
+                model,
                 layout,
                 group.names,
                 [_encoded(dataset, loaded_tokenizer, spec) for dataset in group.datasets],

@@ -151,6 +151,12 @@ def check_run_config(run_config: RunConfig, collection: Collection, processes: i
             f"recipe {recipe.name} is for adapters of rank and alpha {wanted}, those of "
             f"{collection.folder} have {collected}."
         )
+    targets = GeneratorConfig.from_recipe(recipe).layout["target_modules"]
+    if targets != manifest.target_modules:
+        raise InvalidInput(
+            f"recipe {recipe.name} is for adapters of the modules {targets}, those of "
+            f"{collection.folder} are of {manifest.target_modules}: see the recipe's lora.layers."
+        )
     trained_on = [name for name in collection.names if name not in run_config.held_out]
     if not trained_on:
         raise InvalidInput(f"all data sets of {collection.folder} are held out: none is left.")

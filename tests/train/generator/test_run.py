@@ -133,6 +133,13 @@ def test_a_run_on_some_layers(collection, encoder, tmp_path):
     assert adapter.apply(base).peft_config["default"].target_modules.startswith("model")
 
 
+def test_adapters_of_other_layers_are_refused(run_config, collection, encoder, tmp_path):
+    lora = dataclasses.replace(RECIPE.lora, layers=(1, 2))
+    changed = dataclasses.replace(run_config, recipe=dataclasses.replace(RECIPE, lora=lora))
+    with pytest.raises(InvalidInput, match=r"are of \['down_proj'.*see the recipe's lora\.layers"):
+        train_run(changed, collection, tmp_path / "run", encoder=encoder)
+
+
 def test_the_bases_dtype_on_a_cpu(collection, monkeypatch):
     """What is faster, if the recipe chooses layers and nobody says otherwise."""
     monkeypatch.setattr(resolve, "default_dtype", lambda lora, device: torch.bfloat16)
