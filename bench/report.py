@@ -14,7 +14,16 @@ from typing import Annotated
 
 import typer
 
-from dnd_fast.bench import alternatives, decoder, generation, latency, plots, summary, training
+from dnd_fast.bench import (
+    alternatives,
+    decoder,
+    generation,
+    latency,
+    plots,
+    summary,
+    training,
+    training_base,
+)
 from dnd_fast.bench.experiments import demo, experts
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +37,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "generation": generation.markdown,
     "decoder": decoder.markdown,
     "training": training.markdown,
+    "training base": training_base.markdown,
     "training memory": training.memory_markdown,
     "alternatives": alternatives.markdown,
     **{f"svf {name}": partial(experts.scores, name) for name in experts.SCORES},

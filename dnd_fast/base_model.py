@@ -87,7 +87,8 @@ def write_base(
 def check_fits(name: str, recipe: Recipe) -> None:
     """Raise InvalidInput unless the base has the linear layers that the recipe's has."""
     expected = GeneratorConfig.from_recipe(recipe).layout["modules"]
-    actual = TokenLayout.for_model(load_config(name), recipe.lora.rank).to_dict()["modules"]
+    layout = TokenLayout.for_model(load_config(name), recipe.lora.rank, layers=recipe.lora.layers)
+    actual = layout.to_dict()["modules"]
     different = next(
         (key for key in expected | actual if expected.get(key) != actual.get(key)), None
     )

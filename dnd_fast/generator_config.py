@@ -41,7 +41,11 @@ class GeneratorConfig:
         try:
             base = AutoConfig.for_model(**recipe.base.config)
             layout = TokenLayout.for_model(
-                base, recipe.lora.rank, lora_alpha=recipe.lora.alpha, scale=recipe.lora.scale
+                base,
+                recipe.lora.rank,
+                lora_alpha=recipe.lora.alpha,
+                scale=recipe.lora.scale,
+                layers=recipe.lora.layers,
             )
         except (TypeError, ValueError, StrictDataclassError) as error:
             raise InvalidInput(f"recipe {recipe.name}: the base's config: {error}") from error

@@ -13,11 +13,12 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dnd_fast.errors import InvalidInput
 
 RECIPES = Path(__file__).parent / "recipes"
+Layer = NewType("Layer", int)  # index of a transformer layer, from 0
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,26 @@ class BaseSpec:
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """The adapters: LoRA rank and alpha, and how their tokens are normalised."""
+    """The adapters.
+
+    Attributes:
+        rank: the LoRA rank.
+        alpha: the LoRA alpha.
+        scale: how the tokens are normalised; see :class:`dnd_fast.lora.weight_layout.WeightLayout`.
+        layers: the first and the last transformer layer that is adapted, from 0; None: all are.
+    """
 
     rank: int
     alpha: int
     scale: Literal["static", "border"] = "static"
+    layers: tuple[Layer, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers is not None and len(self.layers) != 2:
+            raise InvalidInput(
+                f"layers={list(self.layers)}: it must be two numbers, the first and the last "
+                "adapted layer."
+            )
 
 
 @dataclass(frozen=True)
@@ -209,7 +225,10 @@ def from_table(cls: type[T], table: Any, where: str) -> T:
             values[name] = _checked(hints[name], table[name], f"{where}: {name}")
         elif field.default is dataclasses.MISSING:
             raise InvalidInput(f"{where}: entry {name!r} is missing.")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}: {error}") from error
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:
@@ -228,6 +247,9 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise InvalidInput(f"{where}: found {value!r}, expected a list.")
         return origin(_checked(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    elif hint is Layer:
+        if type(value) is not int or value < 0:
+            raise InvalidInput(f"{where}: found {value!r}, expected an integer of zero or more.")
     elif type(value) is not (origin or hint):
         raise InvalidInput(f"{where}: found {value!r}, expected {(origin or hint).__name__}.")
     elif hint is int and value < 1:

@@ -46,7 +46,7 @@ learning_rate = 1e-3
 
 
 def test_the_papers_recipes_and_the_demos_are_there():
-    assert recipe_names() == sorted([*PARAMETERS, "demo"])
+    assert recipe_names() == sorted([*PARAMETERS, "demo", "smollm2"])
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -118,6 +118,18 @@ def test_a_recipe_from_a_file(tmp_path):
     assert from_table(Recipe, dataclasses.asdict(recipe), "again") == recipe
 
 
+def test_a_recipe_that_adapts_some_layers(tmp_path):
+    file = tmp_path / "x.toml"
+    config = '{ model_type = "qwen2", num_hidden_layers = 4 }'
+    text = MINIMAL.replace('{ model_type = "qwen2" }', config)
+    file.write_text(text.replace("alpha = 4", "alpha = 4\nlayers = [0, 2]"))
+    recipe = Recipe.load(file)
+    assert recipe.lora.layers == (0, 2)
+    assert from_table(Recipe, dataclasses.asdict(recipe), "again") == recipe
+    modules = GeneratorConfig.from_recipe(recipe).layout["modules"]
+    assert {name.split(".")[2] for name in modules} == {"0", "1", "2"}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -134,6 +146,9 @@ def test_a_recipe_from_a_file(tmp_path):
         ("[lora]", PHASE.replace("1e-3", "nan") + "[lora]", "learning_rate: found nan"),
         ("[lora]", PHASE.replace("1e-3", "-1.0") + "[lora]", "found -1.0, expected a number of"),
         ("[lora]", PHASE.replace("steps = 9", "") + "[lora]", "entry 'steps' is missing"),
+        ("alpha = 4", "alpha = 4\nlayers = [1]", r"layers=\[1\]: it must be two numbers"),
+        ("alpha = 4", "alpha = 4\nlayers = [-1, 2]", r"layers\[0\]: found -1, expected an integer"),
+        ("alpha = 4", "alpha = 4\nlayers = 3", "layers: found 3, expected a list"),
         ("[lora]\nrank = 2\nalpha = 4", "", "entry 'lora' is missing"),
         ("[lora]\nrank = 2\nalpha = 4", "[[lora]]\nrank = 2", "lora: expected a table"),
     ],

@@ -47,7 +47,8 @@ def encode(
 ) -> list[TokenizedExample]:
     """Tokenise conversations by the tokenizer's chat template.
 
-    A response starts where its conversation first differs from what the model is asked with.
+    A response starts where its conversation first differs from what the model is asked with, and
+    ends with the token that ends generation: what the template puts after it is left out.
 
     Raises:
         InvalidInput: there is no chat template, or it refuses a conversation or a response.
@@ -70,13 +71,21 @@ def encode(
             f"conversation: {error}"
         ) from error
     encoded = [
-        TokenizedExample(ids, _common(ids, start)) for ids, start in zip(whole, starts, strict=True)
+        _through_end(TokenizedExample(ids, _common(ids, start)), tokenizer.eos_token_id)
+        for ids, start in zip(whole, starts, strict=True)
     ]
     if any(start == len(ids) for ids, start in encoded):
         raise InvalidInput(
             f"the chat template of the tokenizer {tokenizer.name_or_path!r} leaves out a response."
         )
     return encoded
+
+
+def _through_end(example: TokenizedExample, end: int | None) -> TokenizedExample:
+    """The example without what follows the last ``end`` token of its response."""
+    ids, start = example
+    kept = next((i for i in range(len(ids), start, -1) if ids[i - 1] == end), len(ids))
+    return TokenizedExample(ids[:kept], start)
 
 
 def generation_inputs(

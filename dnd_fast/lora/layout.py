@@ -7,7 +7,7 @@ For each layer the modules come in the order q, k, v, o, up, gate, down; for eac
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -76,6 +76,7 @@ class LoraLayout(WeightLayout):
         *,
         scale: Scale = "static",
         target_modules: list[str] | Literal["all-linear"] = "all-linear",
+        layers: Sequence[int] | None = None,
         lora_alpha: int | None = None,
         chunk: int | None = None,
     ) -> LoraLayout:
@@ -87,12 +88,14 @@ class LoraLayout(WeightLayout):
             rank: LoRA rank.
             scale, chunk: see :class:`dnd_fast.lora.weight_layout.WeightLayout`.
             target_modules: every linear layer of the transformer blocks, or some, by short name.
+            layers: the first and the last transformer layer that is adapted, from 0; None: all are.
             lora_alpha: LoRA alpha, 2 * rank by default, as in the paper.
 
         Raises:
-            InvalidInput: no language model behind the config, or a target module it does not have.
+            InvalidInput: no language model behind the config, or target modules or layers that it
+                does not have.
         """
-        modules, targets = find_lora_modules(config, target_modules)
+        modules, targets = find_lora_modules(config, target_modules, layers)
         return cls(
             modules,
             rank,
@@ -153,14 +156,16 @@ class LoraLayout(WeightLayout):
         return Adapter(tensors, config)
 
     def check_base(self, base: object) -> None:
-        """Raise unless ``base`` is a plain model of transformers.
+        """Raise unless ``base`` is a plain model of transformers, or made of one for training.
 
         Raises:
             InvalidInput: it is not.
         """
         from transformers import PreTrainedModel
 
-        if not isinstance(base, PreTrainedModel):
+        from dnd_fast.lora.frozen_base import FrozenBase
+
+        if not isinstance(base, PreTrainedModel | FrozenBase):
             raise InvalidInput(
                 f"the base is a {type(base).__name__}, which a layout of experts may need, but "
                 "one of LoRA adapters a plain model."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +52,18 @@ def auto_model(config: PretrainedConfig) -> Any:
 
 
 def find_lora_modules(
-    config: PretrainedConfig, target_modules: list[str] | str
+    config: PretrainedConfig, target_modules: list[str] | str, layers: Sequence[int] | None = None
 ) -> tuple[list[LoraModule], list[str] | str]:
-    """The linear layers of the language part's blocks, in token order, and PEFT's targets."""
+    """The linear layers of the language part's blocks, in token order, and PEFT's targets.
+
+    Args:
+        config: the model's config.
+        target_modules: short names, or ``"all-linear"``.
+        layers: the first and the last transformer layer to take them from; None: from all.
+
+    Raises:
+        InvalidInput: the model has no such modules or layers.
+    """
     auto = auto_model(config)
     try:
         with torch.device("meta"):
@@ -62,10 +72,17 @@ def find_lora_modules(
         raise InvalidInput(f"this {type(config).__name__} describes no model: {error}") from error
     blocks = getattr(model.get_decoder(), "layers", None)
     prefix = next((name for name, module in model.named_modules() if module is blocks), None)
-    if prefix is None:
+    if prefix is None or not isinstance(blocks, nn.ModuleList):
         raise InvalidInput(
             f"{type(model).__name__} has no list 'layers' of transformer blocks in its decoder; "
             "describe such a model by TokenLayout(modules, ...)."
+        )
+    first, last = (0, len(blocks) - 1) if layers is None else layers
+    if not 0 <= first <= last < len(blocks):
+        raise InvalidInput(
+            f"layers={list(layers or [])}: the first and the last adapted layer of a "
+            f"{type(model).__name__} with layers 0 to {len(blocks) - 1} must be two of these, in "
+            "order."
         )
     every = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     inside = {name: m for name, m in every.items() if name.startswith(f"{prefix}.")}
@@ -77,17 +94,23 @@ def find_lora_modules(
             f"whose blocks have the linear layers {', '.join(present)}."
         )
 
+    def layer_of(name: str) -> int:
+        return int(name[len(prefix) + 1 :].split(".")[0])
+
     def position(name: str) -> tuple[int, int]:
-        layer, short = int(name[len(prefix) + 1 :].split(".")[0]), name.rpartition(".")[2]
+        layer, short = layer_of(name), name.rpartition(".")[2]
         known = short in MODULE_ORDER
         return layer, MODULE_ORDER.index(short) if known else len(MODULE_ORDER) + present.index(
             short
         )
 
-    names = sorted((n for n in inside if n.rpartition(".")[2] in chosen), key=position)
+    taken = (n for n in inside if n.rpartition(".")[2] in chosen and first <= layer_of(n) <= last)
+    names = sorted(taken, key=position)
     modules = [LoraModule(n, inside[n].in_features, inside[n].out_features) for n in names]
     shorts = sorted(chosen)
     if {name for name in every if name.rpartition(".")[2] in chosen} == set(names):
         return modules, shorts
-    # Short names would also match layers outside the language part (a vision tower's, say).
-    return modules, rf"{re.escape(prefix)}\.\d+\..*\.({'|'.join(shorts)})"
+    # Short names would also match layers outside the language part (a vision tower's, say), or
+    # that were not chosen.
+    numbers = r"\d+" if layers is None else f"({'|'.join(map(str, range(first, last + 1)))})"
+    return modules, rf"{re.escape(prefix)}\.{numbers}\..*\.({'|'.join(shorts)})"

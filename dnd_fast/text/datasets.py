@@ -13,7 +13,10 @@ from dnd_fast.errors import InvalidInput
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt, the response wanted to it, and a system prompt where there is one."""
+    """A prompt, the response wanted to it, and a system prompt where there is one.
+
+    An empty system prompt takes the place of one that a chat template has by default.
+    """
 
     prompt: str
     response: str
@@ -98,4 +101,4 @@ def _example(record: dict[str, Any], where: str) -> Example:
     system = record.get("system")
     if not isinstance(system, str | None):
         raise InvalidInput(f"{where}: the key 'system' holds {system!r}, expected text.")
-    return Example(record["prompt"], record["response"], system or None)
+    return Example(record["prompt"], record["response"], system)

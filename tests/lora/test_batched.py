@@ -109,6 +109,27 @@ def test_a_response_starts_where_the_template_differs():
     assert tokenizer.decode(found.ids[found.response_start :]) == "cord#\n"
 
 
+def test_an_empty_system_prompt_switches_a_templates_own_off():
+    tokenizer = build_tokenizer()
+    own = "{% if messages[0].role != 'system' %}[system]be brief#\n{% endif %}"
+    tokenizer.chat_template = own + TURNS
+    examples = [Example("copy cord", "cord"), Example("copy cord", "cord", "")]
+    texts = [tokenizer.decode(ids[:start]) for ids, start in encode(tokenizer, examples)]
+    asked = "[user]copy cord#\n[assistant]"
+    assert texts == [f"[system]be brief#\n{asked}", f"[system]#\n{asked}"]
+
+
+def test_what_follows_the_end_is_left_out():
+    """A model that is asked stops there: it is neither trained to give more, nor tested for it."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = TURNS
+    (whole,) = encode(tokenizer, [Example("copy cord", "cord#")])
+    tokenizer.eos_token = "#"
+    (found,) = encode(tokenizer, [Example("copy cord", "cord#")])
+    assert found == TokenizedExample(whole.ids[:-1], whole.response_start)
+    assert tokenizer.decode(found.ids[found.response_start :]) == "cord##"
+
+
 def test_templates_that_cannot_be_used():
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('no system prompts') }}"

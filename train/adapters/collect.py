@@ -21,6 +21,7 @@ from dnd_fast.base_model import load_base, load_config, resolved
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import locked
 from dnd_fast.lora.batched import TokenizedExample, encode
+from dnd_fast.lora.frozen_base import FrozenBase, base_for_training
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import CollectSpec, LoraSpec
 from dnd_fast.text.datasets import Dataset
@@ -35,7 +36,7 @@ def _silent(done: int, total: int) -> None:
 
 
 def collect(
-    model: PreTrainedModel,
+    model: PreTrainedModel | FrozenBase,
     layout: TokenLayout,
     datasets: Sequence[Sequence[TokenizedExample]],
     spec: CollectSpec,
@@ -46,7 +47,7 @@ def collect(
     """Fine-tune one adapter per data set, in memory.
 
     Args:
-        model: The frozen base.
+        model: The frozen base; a :class:`FrozenBase` trains faster.
         layout: Names and shapes of the adapter's tensors; not fitted.
         datasets: Tokenised examples, one list per data set.
         spec: Settings of the training.
@@ -100,13 +101,14 @@ def collect_folder(
     """Fine-tune adapters on data sets and keep them as a collection.
 
     State is saved after every step: what is killed resumes from there when called again, on one
-    CPU to the same bits. Data sets that the collection already has are skipped, new ones added.
+    CPU to the same bits (within rounding, where ``lora`` chooses layers). Data sets that the
+    collection already has are skipped, new ones added.
 
     Args:
         files: One ``.jsonl`` file per data set.
         folder: Folder of the collection, new or begun.
         base, tokenizer: Names as of :func:`load_base`; the base's own tokenizer by default.
-        lora: Rank and alpha.
+        lora: Rank, alpha and adapted layers.
         spec: Settings of the training.
         shared_init: Whether all adapters start from the same A; else each data set's from its own.
         seed: Seed of the initialisation and of the order of examples.
@@ -125,7 +127,9 @@ def collect_folder(
     if len({dataset.name for dataset in datasets}) < len(datasets):
         raise InvalidInput("two data sets have the same file name; it names their adapters.")
     base, tokenizer = resolved(base), resolved(tokenizer or base)
-    layout = TokenLayout.for_model(load_config(base), lora.rank, lora_alpha=lora.alpha)
+    layout = TokenLayout.for_model(
+        load_config(base), lora.rank, lora_alpha=lora.alpha, layers=lora.layers
+    )
     settings = dataclasses.asdict(spec) | {
         "shared_init": shared_init,
         "seed": seed,
@@ -139,7 +143,9 @@ def collect_folder(
         collection = Collection.begin(folder, manifest)
         groups = collection.unfinished(datasets, spec.parallel)
         if groups:
-            model, loaded_tokenizer = load_base(base, tokenizer, dtype=dtype, device=device)
+            loaded, loaded_tokenizer = load_base(base, tokenizer, dtype=dtype, device=device)
+            model = base_for_training(loaded, layout, lora, recompute=recompute)
+            del loaded  # may have been copied
         steps = spec.steps + spec.checkpoints
         resumed_at = groups[0].step if groups else 0
         for index, group in enumerate(groups):

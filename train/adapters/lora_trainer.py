@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import TypeVar, cast
 
 import torch
@@ -14,12 +14,14 @@ from transformers import PreTrainedModel
 
 from dnd_fast.errors import InvalidInput
 from dnd_fast.lora.batched import (
+    Batch,
     TokenizedExample,
     collate,
     gradient_checkpointing,
     summed_losses,
     with_adapters,
 )
+from dnd_fast.lora.frozen_base import FrozenBase
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import CollectSpec
 
@@ -37,7 +39,7 @@ class LoraTrainer:
     The adapters and their moments are in float32, whatever the model's dtype.
 
     Args:
-        model: The frozen base.
+        model: The frozen base; as a :class:`FrozenBase` it knows by itself what to recompute.
         layout: Layout of the adapters, for rank and alpha.
         names: Names of the data sets, for messages.
         datasets: Tokenised examples of each data set.
@@ -56,7 +58,7 @@ class LoraTrainer:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | FrozenBase,
         layout: TokenLayout,
         names: Sequence[str],
         datasets: Sequence[Sequence[TokenizedExample]],
@@ -67,7 +69,7 @@ class LoraTrainer:
         micro_batch: int | None = None,
         recompute: bool = False,
     ) -> None:
-        vocabulary = cast(Tensor, model.get_input_embeddings().weight).shape[0]
+        vocabulary = _vocabulary(model)
         for name, data in zip(names, datasets, strict=True):
             largest = max(max(sequence.ids) for sequence in data)
             if largest >= vocabulary:
@@ -109,14 +111,15 @@ class LoraTrainer:
         counts = torch.tensor(answers, device=self._model.device)
         losses = torch.zeros(len(drawn), device=self._model.device)
         self._optimizer.zero_grad()
-        with (
-            with_adapters(self._model, self._parameters, self._scaling),
-            gradient_checkpointing(self._model) if self._recompute else nullcontext(),
-        ):
+        with ExitStack() as stack:
+            if not isinstance(self._model, FrozenBase):
+                stack.enter_context(with_adapters(self._model, self._parameters, self._scaling))
+                if self._recompute:
+                    stack.enter_context(gradient_checkpointing(self._model))
             for start in range(0, spec.batch, self._micro_batch):
                 part = [s for data in drawn for s in data[start : start + self._micro_batch]]
                 batch = collate(part).view(len(drawn), -1).to(self._model.device)
-                loss = summed_losses(self._model, batch) / counts
+                loss = self._summed_losses(batch) / counts
                 loss.sum().backward()
                 losses += loss.detach()
         norms = self._clip()
@@ -151,6 +154,11 @@ class LoraTrainer:
             self._rng.random()
         self.step = step
 
+    def _summed_losses(self, batch: Batch) -> Tensor:
+        if isinstance(self._model, FrozenBase):
+            return self._model.summed_losses(batch, self._parameters)
+        return summed_losses(self._model, batch)
+
     def _clip(self) -> Tensor:
         """Clip the gradient of every adapter by itself; returns the norms before, ``[K]``."""
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
@@ -168,6 +176,12 @@ class LoraTrainer:
                     f"gradient's norm {norm}. Lower the learning rate, look at the examples, or "
                     "leave this data set out."
                 )
+
+
+def _vocabulary(model: PreTrainedModel | FrozenBase) -> int:
+    if isinstance(model, FrozenBase):
+        return model.vocabulary
+    return cast(Tensor, model.get_input_embeddings().weight).shape[0]
 
 
 def initial_adapter(layout: TokenLayout, seed: int) -> dict[str, Tensor]:

@@ -88,7 +88,10 @@ def collect(
     ] = None,
     dtype: Annotated[
         Dtype | None,
-        typer.Option(help="Dtype of the base.", show_default="bfloat16, on a CPU float32"),
+        typer.Option(
+            help="Dtype of the base.",
+            show_default="bfloat16; on a CPU float32, or if the recipe chooses layers the faster",
+        ),
     ] = None,
     micro_batch: Annotated[
         int | None,
@@ -107,13 +110,17 @@ def collect(
     import torch
 
     from dnd_fast.base_model import check_fits
-    from dnd_fast.recipe import LoraSpec, Recipe
+    from dnd_fast.lora.training_dtype import default_dtype
+    from dnd_fast.recipe import Recipe
     from dnd_fast.train.adapters.collect import collect_folder
 
     chosen = Recipe.load(recipe or DEFAULT_RECIPE)
     if recipe is not None:
         check_fits(base, chosen)
-    lora = LoraSpec(rank or chosen.lora.rank, alpha or (2 * rank if rank else chosen.lora.alpha))
+    lora = dataclasses.replace(
+        chosen.lora,
+        **_given(rank=rank, alpha=alpha or (2 * rank if rank else None)),
+    )
     spec = dataclasses.replace(
         chosen.collection,
         **_given(
@@ -128,8 +135,6 @@ def collect(
         ),
     )
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype is None:
-        dtype = Dtype.float32 if target == "cpu" else Dtype.bfloat16
     with progress_bars() as progress:
         collection = collect_folder(
             data,
@@ -140,7 +145,7 @@ def collect(
             tokenizer=tokenizer,
             shared_init=shared_init,
             seed=seed,
-            dtype=getattr(torch, dtype.value),
+            dtype=getattr(torch, dtype.value) if dtype else default_dtype(lora, target),
             device=target,
             micro_batch=micro_batch,
             recompute=recompute,

@@ -62,6 +62,13 @@ def evaluate(
         str,
         typer.Option(help="exact, text, choice, letter, number, pass@K or lm-eval:TASK."),
     ] = "exact",
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows of the table: 'base,generated,oracle', also 'training' and 'control'.",
+            show_default="all",
+        ),
+    ] = None,
     prompt_batches: Annotated[
         int, typer.Option(help="Adapters generated for each data set, from other prompts.", min=1)
     ] = 3,
@@ -109,6 +116,7 @@ def evaluate(
     import torch
 
     from dnd_fast.files import atomic_file, write_json
+    from dnd_fast.train.evaluation.evaluate import METHODS
     from dnd_fast.train.evaluation.metrics import Settings, make_metric
     from dnd_fast.train.evaluation.targets import EvalTarget, evaluate_targets
 
@@ -138,6 +146,7 @@ def evaluate(
             tests=test,
             prompts=prompts,
             data=data or [],
+            methods=METHODS if rows is None else rows.split(","),
             prompt_batches=prompt_batches,
             seed=seed,
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
@@ -163,7 +172,8 @@ def _print(evaluation: Evaluation, full: bool) -> None:
     rows = dict(evaluation.rows)
     if full:
         own = {f"training adapter of {name}": row for name, row in evaluation.adapters.items()}
-        rows = {BASE: rows[BASE], **own, **rows}
+        first = {BASE: rows[BASE]} if BASE in rows else {}
+        rows = {**first, **own, **rows}
     columns = evaluation.columns
     summary = Table("", "mean", "95 %", "prompt batches", box=None, title=evaluation.metric)
     for label, row in rows.items():

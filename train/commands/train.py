@@ -36,7 +36,7 @@ class Strategy(StrEnum):
 
 
 class Precision(StrEnum):
-    """Precision of the forward and backward pass."""
+    """Precision of the passes, and of the base's weights."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -100,6 +100,13 @@ def train(
             help="Precision of the passes.", show_default="bfloat16 on a GPU, float32 elsewhere"
         ),
     ] = None,
+    base_dtype: Annotated[
+        Precision | None,
+        typer.Option(
+            help="Dtype of the base's weights.",
+            show_default="the passes'; on a CPU, if the recipe chooses layers, the faster",
+        ),
+    ] = None,
     optimizer: Annotated[
         Optimizer, typer.Option(help="8 bits: a quarter of the state, by bitsandbytes.")
     ] = Optimizer.adamw,
@@ -161,6 +168,7 @@ def train(
     on_gpu = gpu is not Gpu.cpu if estimate else torch.cuda.is_available()
     trainer_config = TrainerConfig(
         bf16=precision is Precision.bfloat16 if precision else on_gpu,
+        base_dtype=base_dtype.value if base_dtype else None,
         optimizer=optimizer.value,
         micro_batch=micro_batch,
         checkpointing=checkpointing,

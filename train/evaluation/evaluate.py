@@ -42,6 +42,7 @@ BASE, ORACLE = "base", "oracle"
 MEAN, BEST = "training adapters, mean", "training adapters, best on the test data"
 NEAREST, SOUP = "training adapters, nearest by embedding", "training adapters, mean of weights"
 GENERATED, CONTROL = "generated", "generated from another data set's prompts"
+METHODS = ("base", "training", "generated", "control", "oracle")  # what rows can be chosen by
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 
@@ -82,12 +83,13 @@ def evaluate(
     held_out: Sequence[EvalTask],
     trained_on: Sequence[str],
     *,
+    methods: Sequence[str] = METHODS,
     form: Form = "prompt",
     prompt_batches: int = 3,
     seed: int = 0,
     progress: Progress = lambda stage, done, total: None,
 ) -> Evaluation:
-    """Score every method on every held-out data set; adapters are in memory one at a time.
+    """Score methods on every held-out data set; adapters are in memory one at a time.
 
     Args:
         evaluator: Model and metric.
@@ -97,6 +99,7 @@ def evaluate(
             one.
         held_out: Data sets to test on.
         trained_on: The collection's data sets that the generators were trained on.
+        methods: The methods to score, of ``METHODS``; "training" makes four rows.
         form: What of an example makes the condition, as in training.
         prompt_batches: Number of conditions drawn for each data set.
         seed: Seed of the first draw; the next ones have the next seeds. The same draw as
@@ -104,14 +107,15 @@ def evaluate(
         progress: Callback that gets stage, steps done and in all.
 
     Raises:
-        InvalidInput: an adapter does not fit the base model, or generators and collection are for
-            different adapters.
+        InvalidInput: an adapter does not fit the base model, generators and collection are for
+            different adapters, or there is no such method.
     """
+    check_methods(methods)
     for generator in generators.values():
         _check_fits(generator, collection)
     test = _Test(evaluator, collection, held_out, trained_on, form, progress)
-    rows: dict[str, Row] = {BASE: test.base()}
-    adapters = test.training_adapters()
+    rows: dict[str, Row] = {BASE: test.base()} if "base" in methods else {}
+    adapters = test.training_adapters() if "training" in methods else {}
     if any(adapters.values()):
         nearest = test.nearest(next(iter(generators.values())))
         rows |= _summaries(adapters)
@@ -120,11 +124,25 @@ def evaluate(
     for label, generator in generators.items():
         suffix = f", {label}" if label else ""
         seeds = range(seed, seed + prompt_batches)
-        rows[GENERATED + suffix] = test.generated(generator, seeds, f"generate and test{suffix}")
-        rows[CONTROL + suffix] = test.control(generator, seed)
-    rows[ORACLE] = test.oracles()
+        if "generated" in methods:
+            stage = f"generate and test{suffix}"
+            rows[GENERATED + suffix] = test.generated(generator, seeds, stage)
+        if "control" in methods:
+            rows[CONTROL + suffix] = test.control(generator, seed)
+    if "oracle" in methods:
+        rows[ORACLE] = test.oracles()
     rows = {name: row for name, row in rows.items() if row}
     return Evaluation(evaluator.metric.name, rows, adapters)
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """Raise InvalidInput unless there are methods, all of ``METHODS``."""
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown or not methods:
+        raise InvalidInput(
+            f"there is no method {(unknown or [''])[0]!r} to evaluate; choose of "
+            f"{', '.join(METHODS)}."
+        )
 
 
 @dataclass(frozen=True)

@@ -60,5 +60,6 @@ def _question(record: dict[str, Any], where: str, needed: Needed) -> Question:
         raise InvalidInput(
             f"{where}: the key 'options' holds {options!r}, expected a list of text."
         )
-    system = texts.pop("system") or None
-    return Question(**texts, system=system, options=tuple(options))
+    system = texts.pop("system")
+    given = record.get("system") is not None  # an empty one takes the place of a template's own
+    return Question(**texts, system=system if given else None, options=tuple(options))

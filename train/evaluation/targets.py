@@ -21,9 +21,11 @@ from dnd_fast.text.prompts import read_prompts
 from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.adapters.names import find_names, read_names
 from dnd_fast.train.evaluation.evaluate import (
+    METHODS,
     EvalTask,
     Evaluator,
     Progress,
+    check_methods,
     evaluate,
     generate_adapter,
     last_adapter,
@@ -230,6 +232,7 @@ def evaluate_targets(
     tests: Path | None,
     prompts: Path | None = None,
     data: Sequence[str] = (),
+    methods: Sequence[str] = METHODS,
     prompt_batches: int = 3,
     seed: int = 0,
     device: str = "cpu",
@@ -243,7 +246,7 @@ def evaluate_targets(
         metric: The metric that counts.
         tests, prompts: See :meth:`EvalTarget.read_held_out`.
         data: See :meth:`EvalTarget.choose`.
-        prompt_batches, seed: See :func:`dnd_fast.train.evaluation.evaluate.evaluate`.
+        methods, prompt_batches, seed: See :func:`dnd_fast.train.evaluation.evaluate.evaluate`.
         device: Device of base and generators. The base is in bfloat16, on a CPU in float32.
         plots: Folder for ``accuracy.png`` and ``weights.png``, or one of these for each run; None:
             no plots.
@@ -255,6 +258,7 @@ def evaluate_targets(
             matplotlib.
         OSError: the base or an encoder cannot be had, or a plot cannot be written.
     """
+    check_methods(methods)
     if plots is not None:
         require_matplotlib()
     tasks = [
@@ -279,6 +283,7 @@ def evaluate_targets(
                 generators,
                 held_out,
                 target.trained_on,
+                methods=methods,
                 form=target.form,
                 prompt_batches=prompt_batches,
                 seed=seed,

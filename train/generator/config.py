@@ -10,6 +10,7 @@ from dnd_fast.recipe import Phase, Recipe
 from dnd_fast.train.generator.pairs import Form, Strategy
 
 OptimizerName = Literal["adamw", "adamw8bit"]
+DtypeName = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class TrainerConfig:
     Attributes:
         bf16: Whether to use bfloat16 autocast; weights, gradients and the optimiser's state stay
             float32.
+        base_dtype: Dtype of the base's weights, for the objective "sft"; None: that of the passes.
         optimizer: ``"adamw8bit"`` keeps the optimiser's state in 8 bits, by bitsandbytes.
         micro_batch: Generated adapters in one pass on one GPU; None: its whole share of the batch.
         checkpointing: Whether to keep only the blocks' inputs for the backward pass.
@@ -30,6 +32,7 @@ class TrainerConfig:
     """
 
     bf16: bool = False
+    base_dtype: DtypeName | None = None
     optimizer: OptimizerName = "adamw"
     micro_batch: int | None = None
     checkpointing: bool = False

@@ -27,6 +27,7 @@ from dnd_fast.lora.batched import (
     gradient_checkpointing,
     summed_losses,
 )
+from dnd_fast.lora.frozen_base import FrozenBase
 from dnd_fast.lora.weight_layout import WeightLayout
 from dnd_fast.recipe import Phase
 from dnd_fast.svf.expert import DecomposedModel
@@ -41,7 +42,7 @@ from dnd_fast.train.generator.data import (
 from dnd_fast.train.generator.distributed import DistributedContext
 from dnd_fast.train.generator.pairs import Pairing
 
-Base = PreTrainedModel | DecomposedModel  # the latter for experts
+Base = PreTrainedModel | FrozenBase | DecomposedModel  # the last for experts
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def sft(
     """Mean over M adapters of the base model's loss on the examples of each.
 
     Args:
-        base: The frozen base model.
+        base: The frozen base model; a :class:`FrozenBase` knows by itself what to recompute.
         layout: Layout of the tokens.
         generated: Tokens ``[M, Nw, Lw, Cw]``.
         examples: Tokenised examples ``[M, B, T]``.
@@ -137,16 +138,18 @@ def sft(
     Returns:
         A scalar in float32.
     """
+    answered = (examples.labels != IGNORE_INDEX).sum((1, 2))
+    if isinstance(base, FrozenBase):
+        return (base.summed_losses(examples, layout.detokenize(generated)) / answered).mean()
 
     def mean_loss(model: PreTrainedModel) -> Tensor:
-        answered = (examples.labels != IGNORE_INDEX).sum((1, 2))
         return (summed_losses(model, examples) / answered).mean()
 
     return loss_under_adapters(base, layout, generated, mean_loss, recompute=recompute)
 
 
 def loss_under_adapters(
-    base: Base,
+    base: PreTrainedModel | DecomposedModel,
     layout: WeightLayout,
     generated: Tensor,
     loss_of: Callable[[PreTrainedModel], Tensor],

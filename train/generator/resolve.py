@@ -9,12 +9,13 @@ import torch
 
 from dnd_fast.decoder.planning import kind_of
 from dnd_fast.errors import InvalidInput
+from dnd_fast.lora.training_dtype import default_dtype
 from dnd_fast.recipe import Recipe
 from dnd_fast.text.encoder import TextEncoder
 from dnd_fast.text.prompt_encoder import PromptEncoder
 from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.adapters.names import find_names
-from dnd_fast.train.generator.config import RunConfig, TrainerConfig
+from dnd_fast.train.generator.config import DtypeName, RunConfig, TrainerConfig
 from dnd_fast.train.generator.distributed import DistributedContext
 from dnd_fast.train.generator.estimate import Estimate, check_fit, fit_passes
 from dnd_fast.train.generator.pairs import Form, Strategy
@@ -67,7 +68,7 @@ def resolve_run(
     candidates: int | None = None,
     seed: int = 0,
 ) -> RunConfig:
-    """Put together what decides a run, on GPUs in passes that fit.
+    """Put together what decides a run: on GPUs passes that fit, on a CPU the base's dtype.
 
     Args:
         recipe: What to build.
@@ -88,6 +89,10 @@ def resolve_run(
         trainer_config, _ = estimate_run(
             recipe, trainer_config, memory=memory, gpus=context.size, device=kind
         )
+    elif recipe.lora.layers is not None and trainer_config.base_dtype is None:
+        fastest = default_dtype(recipe.lora, context.device)
+        name: DtypeName = "bfloat16" if fastest == torch.bfloat16 else "float32"
+        trainer_config = dataclasses.replace(trainer_config, base_dtype=name)
     held_out = tuple(find_names(collection, hold_out))
     return RunConfig(recipe, held_out, form, strategy, candidates, seed, trainer_config)
 

@@ -30,6 +30,7 @@ from dnd_fast.files import atomic_file, locked, read_safetensors, write_safetens
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.batched import TokenizedExample, encode
+from dnd_fast.lora.frozen_base import FrozenBase, base_for_training
 from dnd_fast.lora.weight_layout import WeightLayout
 from dnd_fast.recipe import Phase, Recipe
 from dnd_fast.text.prompt_encoder import PromptEncoder
@@ -100,7 +101,7 @@ def train_run(
         watched = run.watched()
         names = [*trained_on, *watched]
         texts = run.embedded_texts(names, generator.encoder, cache or out / "cache", progress)
-        base, examples = run.base_and_examples(names)
+        base, examples = run.base_and_examples(names, generator.layout)
         tasks = run.tasks(names, texts, examples, generator.layout)
         checkpoints = Checkpoints(out / "checkpoints", keep)
         trainer = Trainer(
@@ -149,6 +150,12 @@ def check_run_config(run_config: RunConfig, collection: Collection, processes: i
         raise InvalidInput(
             f"recipe {recipe.name} is for adapters of rank and alpha {wanted}, those of "
             f"{collection.folder} have {collected}."
+        )
+    targets = GeneratorConfig.from_recipe(recipe).layout["target_modules"]
+    if targets != manifest.target_modules:
+        raise InvalidInput(
+            f"recipe {recipe.name} is for adapters of the modules {targets}, those of "
+            f"{collection.folder} are of {manifest.target_modules}: see the recipe's lora.layers."
         )
     trained_on = [name for name in collection.names if name not in run_config.held_out]
     if not trained_on:
@@ -230,15 +237,19 @@ class _Run:
         return texts
 
     def base_and_examples(
-        self, names: Sequence[str]
-    ) -> tuple[PreTrainedModel | None, dict[str, list[TokenizedExample]]]:
+        self, names: Sequence[str], layout: WeightLayout
+    ) -> tuple[PreTrainedModel | FrozenBase | None, dict[str, list[TokenizedExample]]]:
         """Load the base model and tokenise the examples, where a phase needs them."""
         if not any(phase.objective == "sft" for phase in self.config.recipe.phases):
             return None, {}
         manifest = self.collection.manifest
-        dtype = torch.bfloat16 if self.config.trainer_config.bf16 else torch.float32
+        config = self.config.trainer_config
+        name = config.base_dtype or ("bfloat16" if config.bf16 else "float32")
         model, tokenizer = load_base(
-            manifest.base, manifest.tokenizer, dtype=dtype, device=self.context.device
+            manifest.base,
+            manifest.tokenizer,
+            dtype=getattr(torch, name),
+            device=self.context.device,
         )
         length = manifest.settings.get("length", MAX_LENGTH)
         examples = {}
@@ -247,7 +258,8 @@ class _Run:
             examples[name], _, _ = shorten(encoded, length)
             if not examples[name]:
                 raise InvalidInput(f"data set {name!r}: no prompt is shorter than {length} tokens.")
-        return model, examples
+        lora = self.config.recipe.lora
+        return base_for_training(model, layout, lora, recompute=config.checkpointing), examples
 
     def tasks(
         self,

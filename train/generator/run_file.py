@@ -12,6 +12,7 @@ from typing import Any
 
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_file, read_json, write_json
+from dnd_fast.recipe import Recipe, from_table
 from dnd_fast.train.adapters.collection import MANIFEST_FILE, Collection
 from dnd_fast.train.generator.config import RunConfig
 
@@ -33,6 +34,9 @@ def begin_or_resume(
             write_json(staged, wanted)
         return
     stored = read_json(out / RUN_FILE)
+    if "recipe" in stored:  # with the defaults of entries that did not exist when it was written
+        recipe = from_table(Recipe, stored["recipe"], f"{out / RUN_FILE}: recipe")
+        stored["recipe"] = _as_read_back(dataclasses.asdict(recipe))
     for name in wanted.keys() - {"versions", "collection"}:
         if stored.get(name) != wanted[name]:
             theirs, ours = _difference(name, stored.get(name), wanted[name])
@@ -58,12 +62,18 @@ def _description(
         "candidates": run_config.candidates,
         "seed": run_config.seed,
         "bf16": run_config.trainer_config.bf16,
+        "base_dtype": run_config.trainer_config.base_dtype,
         "optimizer": run_config.trainer_config.optimizer,
         "versions": {
             name: importlib.metadata.version(name) for name in ("dnd-fast", "torch", "transformers")
         },
     }
-    return json.loads(json.dumps(content))  # as it is read back
+    return _as_read_back(content)
+
+
+def _as_read_back(content: dict[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(json.dumps(content))
+    return result
 
 
 def _difference(name: str, theirs: Any, ours: Any) -> tuple[str, str]:

@@ -87,11 +87,13 @@ def test_a_collection(files, base, tmp_path):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("layers", [None, (1, 1)])
 @pytest.mark.parametrize("family", ["llama", "qwen2_5_vl"])
-def test_adapters_work_in_peft(family, files, tmp_path):
+def test_adapters_work_in_peft(family, layers, files, tmp_path):
     """As they were trained: PEFT must find the text part's layers, and nothing else."""
     base = save_base(family, tmp_path)
-    made = run(files[:1], tmp_path / "c", base)
+    lora = dataclasses.replace(LORA, layers=layers)
+    made = run(files[:1], tmp_path / "c", base, lora=lora)
     checkpoint = made.checkpoints(made.names[0])[-1]
     model, tokenizer = load_base(*base)
     ids = torch.tensor([encode(tokenizer, Dataset.read(files[0]).examples)[0].ids])

@@ -16,11 +16,16 @@ def test_dataset(tmp_path):
     rows = [
         {"prompt": "a?", "response": "[A]", "system": "be brief"},
         {"prompt": "b", "response": "c"},
+        {"prompt": "b", "response": "c", "system": ""},
     ]
     path.write_text("\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
     dataset = Dataset.read(path)
     assert dataset.name == "arc-c.train"
-    assert dataset.examples == (Example("a?", "[A]", "be brief"), Example("b", "c"))
+    assert dataset.examples == (
+        Example("a?", "[A]", "be brief"),
+        Example("b", "c"),
+        Example("b", "c", ""),
+    )
 
 
 @pytest.mark.parametrize(

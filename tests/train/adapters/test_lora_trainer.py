@@ -18,6 +18,7 @@ from dnd_fast import InvalidInput
 from dnd_fast.demo.tasks import Task
 from dnd_fast.demo.tokenizer import build_tokenizer
 from dnd_fast.lora.batched import TokenizedExample, encode
+from dnd_fast.lora.frozen_base import FrozenBase
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import CollectSpec
 from dnd_fast.train.adapters.lora_trainer import LoraTrainer, initial_adapter, rate, shorten, spread
@@ -131,6 +132,26 @@ def test_saving_memory_changes_nothing(setting, options):
         expected.advance()
     for key, value in expected.adapters.items():
         torch.testing.assert_close(found.adapters[key], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"micro_batch": 3}])
+@pytest.mark.parametrize("layers", [None, (1, 1)])
+def test_a_frozen_base_changes_nothing(setting, layers, options):
+    base, _, datasets = setting
+    layout = TokenLayout.for_model(base.config, 2, layers=layers)
+    found = trainer((FrozenBase(base, layout), layout, None), datasets, **options)
+    expected = trainer((base, layout, None), datasets, **options)
+    for _ in range(4):
+        found.advance()
+        expected.advance()
+    for key, value in expected.adapters.items():
+        torch.testing.assert_close(found.adapters[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_frozen_base_knows_its_vocabulary(setting):
+    base, layout, _ = setting
+    with pytest.raises(InvalidInput, match=r"'set 0'.*token 350, the base model has 350"):
+        trainer((FrozenBase(base, layout), layout, None), [[TokenizedExample([1, 350], 1)]])
 
 
 def test_a_restored_trainer_goes_on_to_the_same_bits(setting):

@@ -141,6 +141,20 @@ def test_the_demo_s_figures(name, base, collection, generator, demo_tasks, held_
     assert found.overall(found.rows[methods.GENERATED]).mean > 0.5
 
 
+def test_chosen_methods(evaluator, collection, generator, held_out, trained_on):
+    """What is not asked for is not computed; the rest is what it is among all rows."""
+    subject = evaluator, collection, {"": generator}, held_out, trained_on
+    every = evaluate(*subject, prompt_batches=1)
+    found = evaluate(*subject, prompt_batches=1, methods=["oracle", "generated"])
+    assert found.rows == {name: every.rows[name] for name in (methods.GENERATED, methods.ORACLE)}
+    assert not found.adapters
+    rest = evaluate(*subject, prompt_batches=1, methods=["base", "training", "control"])
+    assert rest.rows.keys() == every.rows.keys() - found.rows.keys()
+    for wrong in (["orcle"], []):
+        with pytest.raises(InvalidInput, match=r"no method '(orcle)?' to evaluate; choose of base"):
+            evaluate(*subject, methods=wrong)
+
+
 def test_the_nearest_is_the_one_with_the_same_prompts(
     evaluator, collection, generator, held_out, trained_on
 ):

@@ -322,12 +322,14 @@ def test_questions(tmp_path):
     file = tmp_path / "toy.jsonl"
     lines = [
         {"prompt": "p", "response": "r", "system": "s", "options": ["r", "q"], "id": 7},
-        {"prompt": "p", "response": "r"},
+        {"prompt": "p", "response": "r", "system": None},
+        {"prompt": "p", "response": "r", "system": ""},
     ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    first, second = read_questions(file)
+    first, second, third = read_questions(file)
     assert first == Question("p", "r", "s", options=("r", "q"))
     assert second == Question("p", "r")
+    assert third == Question("p", "r", "")
     file.write_text(json.dumps({"prompt": "p", "test": "t", "entry_point": "f"}))
     assert read_questions(file, "test") == [Question("p", "", test="t", entry_point="f")]
     with pytest.raises(InvalidInput, match="line 1: the key 'response' holds ''"):

@@ -13,13 +13,17 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dnd_fast import Generator, InvalidInput, Recipe
+from dnd_fast.base_model import load_base
 from dnd_fast.files import locked
 from dnd_fast.recipe import RECIPES, ConditionSpec, Phase
+from dnd_fast.train.adapters.collect import collect_folder
 from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.adapters.names import find_names
 from dnd_fast.train.adapters.statistics import fit_layout
 from dnd_fast.train.commands.train import train
+from dnd_fast.train.generator import resolve
 from dnd_fast.train.generator.config import RunConfig, TrainerConfig
+from dnd_fast.train.generator.distributed import DistributedContext
 from dnd_fast.train.generator.embedding_cache import EMBEDDINGS_FILE, embed_texts
 from dnd_fast.train.generator.log import Log
 from dnd_fast.train.generator.run import train_run
@@ -94,6 +98,9 @@ def test_a_run(run_config, collection, encoder, tmp_path, held_out):
     assert all(line["held_out_loss"] > 0 for line in lines if "held_out_loss" in line)
 
     assert not train_run(run_config, collection, out, encoder=encoder)  # finished
+    del described["recipe"]["lora"]["layers"]  # as written before recipes had it
+    (out / "run.json").write_text(json.dumps(described))
+    assert not train_run(run_config, collection, out, encoder=encoder)
     changed = dataclasses.replace(run_config, seed=1)
     with pytest.raises(InvalidInput, match="holds a run with seed = 0, this one has seed = 1"):
         train_run(changed, collection, out, encoder=encoder)
@@ -101,6 +108,51 @@ def test_a_run(run_config, collection, encoder, tmp_path, held_out):
     other = dataclasses.replace(run_config, recipe=dataclasses.replace(RECIPE, phases=(phase, SFT)))
     with pytest.raises(InvalidInput, match=r"with recipe\.phases.*0\.001.*this one has.*0\.002"):
         train_run(other, collection, out, encoder=encoder)
+
+
+def test_a_run_on_some_layers(collection, encoder, tmp_path):
+    """Adapters of the upper layers are collected, learned and generated."""
+    lora = dataclasses.replace(RECIPE.lora, layers=(1, 2))
+    features = [*RECIPE.decoder.features[:-1], [64, 4, 64]]
+    recipe = dataclasses.replace(
+        RECIPE, lora=lora, decoder=dataclasses.replace(RECIPE.decoder, features=features)
+    )
+    files = [collection.dataset(name).path for name in collection.names]
+    spec = dataclasses.replace(RECIPE.collection, steps=2, checkpoints=2)
+    manifest = collection.manifest
+    made = collect_folder(
+        files, tmp_path / "c", manifest.base, lora, spec, tokenizer=manifest.tokenizer
+    )
+    config = RunConfig(recipe, trainer_config=TrainerConfig(base_dtype="bfloat16"))
+    assert train_run(config, made, tmp_path / "run", encoder=encoder)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["base_dtype"] == "bfloat16"
+    generator = Generator.from_pretrained(tmp_path / "run" / "generator", encoder=encoder)
+    adapter = generator.generate(["what letter does camel start with"] * 8)
+    assert {name.split(".")[2] for name in adapter.modules} == {"1", "2"}
+    base, _ = load_base(manifest.base, manifest.tokenizer)
+    assert adapter.apply(base).peft_config["default"].target_modules.startswith("model")
+
+
+def test_adapters_of_other_layers_are_refused(run_config, collection, encoder, tmp_path):
+    lora = dataclasses.replace(RECIPE.lora, layers=(1, 2))
+    changed = dataclasses.replace(run_config, recipe=dataclasses.replace(RECIPE, lora=lora))
+    with pytest.raises(InvalidInput, match=r"are of \['down_proj'.*see the recipe's lora\.layers"):
+        train_run(changed, collection, tmp_path / "run", encoder=encoder)
+
+
+def test_the_bases_dtype_on_a_cpu(collection, monkeypatch):
+    """What is faster, if the recipe chooses layers and nobody says otherwise."""
+    monkeypatch.setattr(resolve, "default_dtype", lambda lora, device: torch.bfloat16)
+    lora = dataclasses.replace(RECIPE.lora, layers=(1, 2))
+    some = dataclasses.replace(RECIPE, lora=lora)
+    for recipe, given, expected in (
+        (RECIPE, None, None),
+        (some, None, "bfloat16"),
+        (some, "float32", "float32"),
+    ):
+        config = TrainerConfig(base_dtype=given)
+        run_config = resolve.resolve_run(recipe, collection, config, DistributedContext())
+        assert run_config.trainer_config.base_dtype == expected
 
 
 def test_a_run_goes_on_where_it_was_stopped(run_config, collection, encoder, tmp_path):

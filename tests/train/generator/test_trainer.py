@@ -11,6 +11,7 @@ from dnd_fast import InvalidInput
 from dnd_fast.decoder.convolutions import convolutions_of
 from dnd_fast.kernels import reference
 from dnd_fast.lora.batched import Batch, TokenizedExample, adapter_losses, collate
+from dnd_fast.lora.frozen_base import FrozenBase
 from dnd_fast.svf.expert import DecomposedModel
 from dnd_fast.svf.layout import SvfLayout
 from dnd_fast.train.generator import losses as objectives
@@ -118,6 +119,20 @@ def test_the_sft_loss_is_the_base_models():
     chosen = [twin.tasks[pair.dataset].examples[i] for pair in batch.pairs for i in pair.examples]
     expected = adapter_losses(twin.base, adapters, 2.0, collate(chosen).view(SFT.batch, -1)).mean()
     assert records[0].loss == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"micro_batch": 2}, {"checkpointing": True}])
+def test_a_frozen_base_trains_the_same(options):
+    expected, records = fitted(**options)
+    trainer = new_trainer(**options)
+    trainer.base = FrozenBase(
+        trainer.base, trainer.layout, recompute=options.get("checkpointing", False)
+    )
+    losses = []
+    trainer.on_step_end = lambda metrics: losses.append(metrics.loss)
+    trainer.fit()
+    assert losses == pytest.approx([record.loss for record in records], rel=1e-5)
+    assert same(weights(trainer), expected)
 
 
 @pytest.mark.parametrize("phase", [QUIET, SFT])

@@ -1,23 +1,17 @@
 """The suite's recipe: its decoder makes the tokens of the base's adapters."""
 
-import dataclasses
 import tomllib
-from pathlib import Path
 
-import pytest
 import torch
 from transformers import AutoConfig
 
 from dnd_fast import HyperConvDecoder, Recipe, TokenLayout
-from dnd_fast.bench.experiments import natural
-from dnd_fast.recipe import LoraSpec, from_table
+from dnd_fast.recipe import RECIPES, from_table
 
-PATH = Path(natural.__file__).parent / "smollm2.toml"
+PATH = RECIPES / "smollm2.toml"
 
 
 def test_the_decoder_makes_the_adapters_of_layers_15_to_29():
-    if "layers" not in {field.name for field in dataclasses.fields(LoraSpec)}:
-        pytest.skip("recipes cannot choose layers yet")
     recipe = Recipe.load(PATH)
     layout = TokenLayout.for_model(
         config(recipe), recipe.lora.rank, layers=recipe.lora.layers, lora_alpha=recipe.lora.alpha
