@@ -33,6 +33,7 @@ from dnd_fast.text.encoder import TextEncoder
 
 SHAPES = [[32, 64, 384], [64, 32, 256], [256, 8, 256]]
 KERNEL_SIZE = 9
+MIDDLE = "middle-sized"
 DIRECT, OURS, COMPILED = "direct convolutions", "generate()", "compiled direct convolutions"
 AGREEMENT = 1e-5
 ROUND_SECONDS = 0.1
@@ -50,7 +51,7 @@ def main(
     prompts = [f"say the word number {index} backwards" for index in range(SHAPES[0][0])]
     encoder, encoder_name = load_encoder("auto", prompts)
     for name, generator in {
-        "middle-sized": middle_sized(encoder),
+        MIDDLE: middle_sized(encoder),
         "demo": Generator.from_pretrained("demo", encoder=encoder),
     }.items():
         generator.to(device)
@@ -140,6 +141,11 @@ def _print(figures: dict[str, Any]) -> None:
     console.print(f"its adapters differ from theirs by {figures['difference_from_direct']:.1e}")
 
 
+def load() -> list[dict[str, Any]]:
+    """The newest committed result of each generator and machine."""
+    return latest("generation", "generator", "device")
+
+
 def markdown() -> str:
     """The table of the committed results: ratios within one run."""
     return table(
@@ -152,7 +158,7 @@ def markdown() -> str:
                 f"{row['difference_from_direct']:.1e}",
                 str(len(row["decode_seconds"][OURS])),
             )
-            for row in latest("generation", "generator", "device")
+            for row in load()
         ),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import mean
 
-from dnd_fast.bench import alternatives, decoder, training
+from dnd_fast.bench import alternatives, decoder, generation, training
 from dnd_fast.bench.experiments import demo
 from dnd_fast.bench.harness.markdown import faster, table
 from dnd_fast.bench.harness.timing import speedup
@@ -38,6 +38,10 @@ def speed() -> str:
 
 
 def _speedups() -> Iterator[tuple[str, str, str, str]]:
+    for figures in generation.load():
+        if figures["generator"] == generation.MIDDLE:
+            ratio = faster(figures["speedup_over"][generation.DIRECT])
+            yield "generate(), middle-sized decoder", generation.DIRECT, figures["device"], ratio
     for figures in decoder.load():
         for name, baseline in BASELINES.items():
             if baseline in (seconds := figures["seconds"]):
