@@ -25,6 +25,7 @@ from dnd_fast.bench import (
     training_base,
 )
 from dnd_fast.bench.experiments import demo, experts
+from dnd_fast.bench.experiments.natural import results as natural
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -40,6 +41,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training base": training_base.markdown,
     "training memory": training.memory_markdown,
     "alternatives": alternatives.markdown,
+    "natural": natural.markdown,
     **{f"svf {name}": partial(experts.scores, name) for name in experts.SCORES},
     "svf objectives": experts.objectives_scores,
 }

@@ -1,6 +1,7 @@
 """The real-model benchmark's commands.
 
-python -m bench.natural export FOLDER     # the suite as data sets, in seconds
+python -m bench.natural export FOLDER                 # the suite as data sets, in seconds
+python -m bench.natural record full=full.json …       # keep what dnd-fast evaluate --json wrote
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dnd_fast.bench.experiments.natural import results
 from dnd_fast.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True)
@@ -39,6 +41,23 @@ def export(
         raise typer.BadParameter(str(error)) from error
     counts = ", ".join(f"{len(tasks)} {split}" for split, tasks in splits.items())
     Console().print(f"Wrote {counts} tasks to {folder}.")
+
+
+@app.command()
+def record(
+    files: Annotated[list[str], typer.Argument(help="LABEL=FILE, by dnd-fast evaluate --json.")],
+    recipe: Annotated[str, typer.Option(help="What the generator was trained by.")] = "smollm2",
+    seed: Annotated[int, typer.Option(help="Seed of its training.")] = 0,
+) -> None:
+    """Add evaluations to bench/results/natural.jsonl; python -m bench.report shows them."""
+    pairs = [text.partition("=") for text in files]
+    if unnamed := [text for text, (_, mark, _) in zip(files, pairs, strict=True) if not mark]:
+        raise typer.BadParameter(f"{unnamed[0]!r}: expected LABEL=FILE.")
+    try:
+        path = results.record({label: Path(file) for label, _, file in pairs}, recipe, seed)
+    except (InvalidInput, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+    Console().print(f"Wrote {path}.")
 
 
 if __name__ == "__main__":
