@@ -167,15 +167,14 @@ def test_many_threads_prepare_once(tiny_generator, monkeypatch):
 
 
 def test_many_threads_load_the_encoder_once(tiny_generator, monkeypatch):
-    loaded = []
+    loaded, encoder = [], tiny_generator.encoder
 
     def load(name):
         loaded.append(name)
         time.sleep(0.05)
-        return tiny_generator.encoder
+        return encoder
 
     generator = copy.deepcopy(tiny_generator)
-    encoder = tiny_generator.encoder
     generator._encoder = None
     monkeypatch.setattr(TextEncoder, "from_pretrained", load)
     with ThreadPoolExecutor(8) as pool:
