@@ -36,8 +36,8 @@ NamedImpl = Literal["triton", "torch"]
 MEMORY_SHARE = 0.5  # of the free memory, for a generator that prepares itself
 MEMORY_VARIABLE = "DND_FAST_MEMORY"
 SMALL_SECONDS = 0.02  # a decoder that is predicted to run directly in less is not planned
-KEPT_BYTES = 96 << 20  # by allocators and libraries, of freed memory
-ONE_PASS_SECONDS = 2.0  # … and for a single pass not even in less than this
+ONE_PASS_SECONDS = 2.0  # the same for a single pass
+KEPT_BYTES = 96 << 20  # of freed memory, by allocators and libraries
 
 
 def resolve_impl(
