@@ -28,9 +28,14 @@ class Setting(NamedTuple):
         return self.questions if self.prompts == "own" else f"{self.questions} / {self.prompts}"
 
 
-OWN = tuple(Setting(level, "own") for level in LEVELS)
-WORDINGS = (Setting("unseen-wordings", "own"), Setting("unseen-wordings", "unseen-wordings"))
-CONTROLS = tuple(Setting(level, kind) for kind in ("wrong", "random") for level in LEVELS)
+SETTINGS = {
+    "levels": tuple(Setting(level, "own") for level in LEVELS),
+    "wordings": (
+        Setting("unseen-wordings", "own"),
+        Setting("unseen-wordings", "unseen-wordings"),
+    ),
+    "controls": tuple(Setting(level, kind) for kind in ("wrong", "random") for level in LEVELS),
+}
 
 
 def evaluate(
@@ -40,7 +45,7 @@ def evaluate(
     *,
     rows: Sequence[str],
     name: str,
-    settings: Sequence[Setting] = OWN,
+    settings: Sequence[Setting],
     prompt_batches: int = 1,
     progress: Progress = lambda stage, done, total: None,
     **options: Any,
