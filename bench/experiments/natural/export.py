@@ -92,6 +92,10 @@ def training_examples(task: Task, seed: int) -> list[Example]:
     ]
 
 
+def _row(example: Example) -> dict[str, str | None]:
+    return {key: getattr(example, key) for key in ("prompt", "response", "system")}
+
+
 def _collected(tasks: Iterable[Task]) -> list[Task]:
     """Return the first tasks of every skill."""
     by_skill: dict[str, list[Task]] = {}
@@ -116,6 +120,6 @@ def _write(folder: Path, tasks: Mapping[Task, Iterable[Example | str]]) -> None:
     """Write one file a task; a string is a prompt without a response."""
     with atomic_folder(folder) as staged:
         for task, entries in tasks.items():
-            rows = ({"prompt": e} if isinstance(e, str) else vars(e) for e in entries)
+            rows = ({"prompt": e} if isinstance(e, str) else _row(e) for e in entries)
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (staged / f"{task.name}.jsonl").write_text(text, encoding="utf-8")

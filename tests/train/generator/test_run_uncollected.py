@@ -1,4 +1,4 @@
-"""Runs on data sets without adapters, beside a collection: what draws from them, what is refused."""
+"""Runs on data sets without adapters beside a collection: who draws from them, what is refused."""
 
 import copy
 import dataclasses
