@@ -130,9 +130,9 @@ def evaluate(
         rows[name] = test.everywhere(name, adapter)
     trained = test.training_adapters() if "training" in methods else {}
     rows |= _summaries(trained) if any(trained.values()) else {}
-    if "nearest" in methods:
+    if "nearest" in methods and trained_on:
         rows[NEAREST] = test.nearest(next(iter(generators.values())))
-    if "soup" in methods:
+    if "soup" in methods and trained_on:
         rows[SOUP] = test.mean_of_weights()
     for label, generator in generators.items():
         suffix = f", {label}" if label else ""
