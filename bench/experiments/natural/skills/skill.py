@@ -25,6 +25,8 @@ class Skill(Generic[Item]):
         seen: Wordings of the question, with ``{}`` for the item.
         unseen: Wordings that training never uses.
         text: Writes an item as a question shows it.
+        tells: Returns the items, of any skill, about which an item's question and answer tell
+            something: an item is for tests where one of them is.
         teachable: Whether a model of 135 M parameters can be expected to learn the skill from a
             hundred examples; what takes knowledge or spelling that it lacks is kept as a negative.
     """
@@ -34,4 +36,5 @@ class Skill(Generic[Item]):
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
     text: Callable[[Item], str] = str
+    tells: Callable[[Item], Sequence[object]] = lambda item: (item,)
     teachable: bool = True

@@ -17,6 +17,7 @@ SKILLS, FORMATS = suite.SKILLS, suite.FORMATS
 
 SPLITS = suite.split_tasks(1)
 TASKS = [task for split in SPLITS.values() for task in split]
+BROAD = suite.broad_tasks(1)
 FOLDERS = [
     "train",
     *(f"test/{level}" for level in ("full", "ask", "bare", "unseen-wordings")),
@@ -45,7 +46,9 @@ def test_names_of_the_splits(folder):
     assert sorted(held_out + [task.name for task in SPLITS["train"]]) == sorted(
         task.name for task in TASKS
     )
-    assert len(list((folder / "splits").iterdir())) == len(SPLITS) + 1
+    broad = (folder / "splits" / "broad.txt").read_text().splitlines()
+    assert broad == [task.name for task in BROAD]
+    assert len(list((folder / "splits").iterdir())) == len(SPLITS) + 2
 
 
 @pytest.mark.parametrize("part", FOLDERS)
