@@ -6,17 +6,36 @@ from types import ModuleType
 from typing import Any
 
 from dnd_fast.bench.experiments.natural.skills import (
+    almanac,
+    arithmetic,
+    codes,
     countries,
+    dates,
+    facts,
     grammar,
+    languages,
     letters,
     meaning,
+    measures,
     numbers,
+    numerals,
+    places,
     texts,
 )
 from dnd_fast.bench.experiments.natural.skills.skill import Skill
 
 _MODULES: tuple[ModuleType, ...] = (grammar, meaning, letters, texts, numbers, countries)
-_BROAD_MODULES: tuple[ModuleType, ...] = ()
+_BROAD_MODULES: tuple[ModuleType, ...] = (
+    arithmetic,
+    numerals,
+    measures,
+    dates,
+    almanac,
+    languages,
+    codes,
+    places,
+    facts,
+)
 
 
 def _merged(modules: tuple[ModuleType, ...]) -> dict[str, Skill[Any]]:

@@ -50,10 +50,16 @@ def listed(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers))
 
 
+def _with_sum(pair: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """Return a pair, and the one whose sum its difference tells."""
+    return pair, (min(pair), abs(pair[0] - pair[1]))
+
+
 SKILLS = {
     "double": Skill(
         integers,
         answer=lambda number: str(2 * number),
+        tells=lambda number: (number, (number, number)),
         seen=lines("""
             What is twice {}?
             Double {}.
@@ -73,6 +79,7 @@ SKILLS = {
     "half": Skill(
         even_integers,
         answer=lambda number: str(number // 2),
+        tells=lambda number: (number, (number // 2, number // 2)),
         seen=lines("""
             What is half of {}?
             Halve {}.
@@ -93,6 +100,7 @@ SKILLS = {
         falling_pairs,
         answer=lambda pair: str(pair[0] - pair[1]),
         text=joined,
+        tells=_with_sum,
         seen=lines("""
             Subtract the second number from the first: {}.
             First minus second for {}, please.
@@ -153,6 +161,7 @@ SKILLS = {
         rivals,
         answer=lambda pair: str(abs(pair[0] - pair[1])),
         text=joined,
+        tells=_with_sum,
         seen=lines("""
             What is the difference between {}?
             How far apart are {}?

