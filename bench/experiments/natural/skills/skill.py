@@ -14,6 +14,12 @@ def lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
+def pairs(text: str) -> dict[str, str]:
+    """Return what is listed as "key value, key value"; a key may have several words."""
+    entries = (entry.rpartition(" ") for entry in " ".join(text.split()).split(", "))
+    return {key: value for key, _, value in entries}
+
+
 @dataclass(frozen=True)
 class Skill(Generic[Item]):
     """A question that can be asked about many items, with one right answer for each.
