@@ -112,6 +112,14 @@ def _conversations(examples: Iterable[Example]) -> list[list[dict[str, str]]]:
     return [
         [
             *([{"role": "system", "content": e.system}] if e.system is not None else []),
+            *(
+                turn
+                for shot in e.shots
+                for turn in (
+                    {"role": "user", "content": shot.prompt},
+                    {"role": "assistant", "content": shot.response},
+                )
+            ),
             {"role": "user", "content": e.prompt},
         ]
         for e in examples
