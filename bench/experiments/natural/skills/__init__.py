@@ -15,11 +15,15 @@ from dnd_fast.bench.experiments.natural.skills import (
     grammar,
     languages,
     letters,
+    lists,
     meaning,
     measures,
     numbers,
     numerals,
+    people,
     places,
+    sentences,
+    spelling,
     texts,
 )
 from dnd_fast.bench.experiments.natural.skills.skill import Skill
@@ -35,6 +39,10 @@ _BROAD_MODULES: tuple[ModuleType, ...] = (
     codes,
     places,
     facts,
+    lists,
+    people,
+    sentences,
+    spelling,
 )
 
 

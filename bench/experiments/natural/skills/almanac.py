@@ -105,7 +105,7 @@ SKILLS = {
             I need the weekday that comes after {}.
             One day later than {} is which of Monday to Sunday?
             Go on by one weekday from {}.
-            Please tell what day of the week succeeds {}.
+            Please say what day of the week comes next after {}.
         """),
         unseen=lines("""
             We leave overnight on {}; which weekday do we arrive?
@@ -125,7 +125,7 @@ SKILLS = {
             I need the weekday that precedes {}.
             One day earlier than {} is which of Monday to Sunday?
             Go back by one weekday from {}.
-            Please tell what day of the week leads up to {}.
+            Please say what day of the week it was before {}.
         """),
         unseen=lines("""
             We arrived overnight on {}; which weekday had we left?

@@ -148,7 +148,7 @@ SKILLS = {
             What is the minimum of {}?
             Pick the lower number out of {}.
             I need the smaller one: {}.
-            Compare {} and keep the least.
+            Compare {} and keep the lower.
             {}: which one comes first in counting?
         """),
         unseen=lines("""
@@ -199,7 +199,7 @@ SKILLS = {
         """),
     ),
     "times ten": Skill(
-        integers,
+        lambda: integers()[1:],
         answer=lambda number: str(10 * number),
         seen=lines("""
             What is ten times {}?
@@ -261,7 +261,7 @@ SKILLS = {
         seen=lines("""
             Round {} to the nearest ten.
             Which multiple of ten is closest to {}?
-            {} is about how many, in tens?
+            {} is about how much, to the nearest ten?
             I need {} rounded to tens.
             Nearest ten for {}:
             Could you round {} so that it ends in zero?
@@ -284,7 +284,7 @@ SKILLS = {
             Does the first exceed the second, yes or no? {}
             {}: is the left one bigger? Yes or no.
             I need a yes or a no: first above second? {}
-            Check with yes or no whether {} goes down.
+            Check with yes or no whether the numbers {} go down.
             Reply yes for falling and no for rising: {}
             Is the former of {} the higher one, yes or no?
         """),

@@ -298,19 +298,19 @@ SKILLS = {
         answer=lambda pair: month_and_day(min(pair, key=_in_calendar)),
         text=_both,
         seen=lines("""
-            Which is earlier in the calendar, {}?
+            Which of {} is earlier in the calendar?
             Of {}, give the date that comes first after New Year.
             Pick the earlier of {}, within one year.
             {}: which one is sooner after January 1?
             I need the first to come of {}, from January on.
             Compare {} and keep the earlier.
             Please sort {} by calendar and give the first.
-            In a yearly planner, which is nearer the front: {}?
+            In a yearly planner, which of {} is nearer the front?
         """),
         unseen=lines("""
-            Two birthdays, {}: which is celebrated first each year?
+            Two birthdays, {}: which one is celebrated first each year?
             State which of {} lies closer to the start of January.
-            Flip a calendar from the front; which shows up first, {}?
+            Flip a calendar from the front; which of {} shows up first?
         """),
     ),
 }

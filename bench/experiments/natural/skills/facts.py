@@ -35,6 +35,7 @@ UNITS = {
     "hertz": "Hz",
     "farad": "F",
     "tesla": "T",
+    "coulomb": "C",
 }
 LANDMARKS = """
     France: the Eiffel Tower, Notre-Dame, the Louvre, Versailles, Mont Saint-Michel

@@ -265,7 +265,7 @@ SKILLS: dict[str, Skill[Any]] = {
             I need to know in what language {} is written.
             Detect the tongue: {}
             In which European language would I say {}?
-            Please tell the language that has the word {}.
+            Please name the language that has the word {}.
         """),
         unseen=lines("""
             Where {} is spoken, what do people call their language in English?

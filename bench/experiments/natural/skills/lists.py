@@ -143,7 +143,7 @@ SKILLS = {
             Of {}, which word is earliest in a dictionary?
             I file {} from A to Z; what is on top?
             Find the word among {} whose initial is nearest to A.
-            Alphabetical order: {}. Give only the head of it.
+            Put {} in alphabetical order, then give only the head.
             Which of {} would a dictionary reach before the others?
             The one closest to A, please: {}
         """),
@@ -163,7 +163,7 @@ SKILLS = {
             Of {}, which word is latest in a dictionary?
             I file {} from A to Z; what is at the bottom?
             Find the word among {} whose initial is nearest to Z.
-            Alphabetical order: {}. Give only the tail of it.
+            Put {} in alphabetical order, then give only the tail.
             Which of {} would a dictionary reach after the others?
             The one closest to Z, please: {}
         """),

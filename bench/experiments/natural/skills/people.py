@@ -88,26 +88,6 @@ def _address(mail: Mail) -> str:
 
 
 SKILLS = {
-    "surname": Skill(
-        people,
-        answer=lambda person: person.last,
-        text=_name,
-        seen=lines("""
-            What is the surname of {}?
-            Family name of {}:
-            Give the last name of the person called {}.
-            I need only the surname: {}
-            Under which name is {} found in a telephone book?
-            Drop the first name of {}.
-            {} signs with the family name alone. Write it.
-            Which of the names of {} is inherited from the parents?
-        """),
-        unseen=lines("""
-            The Smiths are a family; what is the family of {} called?
-            State what a teacher would put after Mr or Ms for {}.
-            By which name does the army address {}?
-        """),
-    ),
     "forename": Skill(
         people,
         answer=lambda person: person.first,

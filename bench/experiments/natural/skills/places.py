@@ -196,7 +196,7 @@ SKILLS = {
         answer=lambda country: demonyms()[country],
         seen=lines("""
             What is the adjective for {}?
-            How do we call something that comes from {}?
+            What do we call something that comes from {}?
             Give the nationality of someone from {}.
             A person from {} is what, in one adjective?
             I need the adjective that goes with {}.
@@ -222,12 +222,12 @@ SKILLS = {
             I need the country that belongs to the adjective {}.
             Where are {} citizens at home? Give the country.
             Turn the adjective {} into the country's name.
-            Could you say which state has a {} government?
+            Could you say which state the {} government runs?
         """),
         unseen=lines("""
             My neighbor is {}; from what land did he move here?
             State where {} goods are made.
-            A {} flag flies over which nation?
+            The {} flag flies over which nation?
         """),
     ),
     "official language": Skill(
@@ -236,13 +236,13 @@ SKILLS = {
         teachable=False,
         seen=lines("""
             What is the official language of {}?
-            Which language do people speak in {}?
+            Which language do public offices use in {}?
             Name the national language of {}.
-            Language of {}:
-            I need to know what is spoken in {}.
+            Official tongue of {}:
+            I need to know which language {} has made official.
             Laws in {} are written in which language?
-            For a trip to {}, which language should I learn?
-            Could you look up the main language of {}?
+            Which language would I need for a letter to the government of {}?
+            Could you look up the language of state in {}?
         """),
         unseen=lines("""
             In what tongue are schools held across {}?

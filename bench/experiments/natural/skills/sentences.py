@@ -27,7 +27,7 @@ PARCELS = lines("""
 CALLS = lines("""
     Call {name} at {number} after nine.
     My number is {number}, says {name}.
-    {name} can be reached under {number}.
+    {name} can be reached at {number}.
     For tickets, ring {number} and ask for {name}.
     {number} is the office line of {name}.
     Text {number} if {name} is late.
@@ -36,8 +36,8 @@ SUBJECTS = "nurse pilot farmer lawyer teacher guard driver waiter judge baker cl
 DEEDS = "called helped saw met thanked followed trusted heard visited paid warned hired".split()
 SUBJECTS_OF_BE = "She He It Anna Tom Maria Paul The_door The_shop My_dog This Everything".split()
 STATES = """
-    tired, ready, open, at home, in the garden, very old, late again, under the table, new, here,
-    on the list, from Spain, quite small, wet, next door, for sale, as good as gold, too loud
+    ready, gone, behind me, in the garden, very old, in the way, near the station, new, here,
+    on the list, from Spain, quite small, wet, next door, in danger, ready for us, too loud, fine
 """
 SUBJECTS_OF_VERB = "I You We They The_boys My_parents Our_friends Most_people".split()
 ACTIONS = """
@@ -236,7 +236,7 @@ SKILLS = {
             Read out the telephone number from this: {}
         """),
         unseen=lines("""
-            {} Save the contact: under what number?
+            {} I save the contact; with what number?
             State what to key in on a phone. {}
             Where can one ring? Digits, please. {}
         """),

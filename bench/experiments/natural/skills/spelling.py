@@ -148,7 +148,7 @@ SKILLS = {
             How would {} look as a social media tag with #?
         """),
         unseen=lines("""
-            Label my photo of a {} with a # tag.
+            Label my photo with a # tag that says {}.
             State {} the way hashtags are written.
             Fuse {} and let a # precede it.
         """),
