@@ -40,6 +40,27 @@ def test_every_broad_skill(name):
     assert all(skill.tells(item) for item in items)
 
 
+@pytest.mark.parametrize("name", BROAD_SKILLS)
+def test_no_broad_skill_answers_like_a_held_out_one(name):
+    """Whatever it is called, it does not pick the last word or the year, capitalise and so on."""
+    skill = BROAD_SKILLS[name]
+    items = list(skill.items())
+    pairs = [(skill.text(item), skill.answer(item)) for item in items]
+    words = [(re.split("[ ,]+", text), answer) for text, answer in pairs]
+    years = [(re.findall(r"\b(?:19|20)\d\d\b", text), answer) for text, answer in pairs]
+    alike = {
+        "last word": [len(parts) > 1 and parts[-1] == answer for parts, answer in words],
+        "year": [answer in found for found, answer in years],
+        "capitalise": [text != answer == text[0].upper() + text[1:] for text, answer in pairs],
+    }
+    for other in ("plural", "superlative", "continent"):
+        held_out = SKILLS[other]
+        known = {held_out.text(item): held_out.answer(item) for item in held_out.items()}
+        alike[other] = [known.get(text) == answer for text, answer in pairs]
+    for other, same in alike.items():
+        assert sum(same) < 0.6 * len(items), other
+
+
 def test_no_wording_is_used_twice():
     skills = [*SKILLS.values(), *BROAD_SKILLS.values()]
     wordings = [wording for skill in skills for wording in (*skill.seen, *skill.unseen)]

@@ -12,6 +12,7 @@ from dnd_fast.text.prompts import read_prompts
 
 NEEDS = 'needs pip install "dnd-fast[natural]"'
 suite = pytest.importorskip("dnd_fast.bench.experiments.natural.suite", reason=NEEDS)
+suite_export = pytest.importorskip("dnd_fast.bench.experiments.natural.export", reason=NEEDS)
 app = pytest.importorskip("dnd_fast.bench.experiments.natural.__main__", reason=NEEDS).app
 SKILLS, FORMATS = suite.SKILLS, suite.FORMATS
 
@@ -60,6 +61,17 @@ def test_names_of_the_splits(folder):
 def test_every_folder_has_a_file_for_every_task(folder, part):
     files = {path.name for path in (folder / part).iterdir()}
     assert files == {f"{task.name}.jsonl" for task in TASKS}
+
+
+def test_broad_tasks_have_data_sets_that_only_train(folder):
+    assert {path.name for path in (folder / "broad").iterdir()} == {
+        f"{task.name}.jsonl" for task in BROAD
+    }
+    for task in BROAD:
+        data = Dataset.read(folder / "broad" / f"{task.name}.jsonl")
+        assert len(data.examples) == 192
+        assert data.examples == tuple(suite_export.training_examples(task, 1))
+    assert not {task.name for task in BROAD} & {task.name for task in TASKS}
 
 
 def test_data_sets_are_read_back(folder):
