@@ -66,9 +66,9 @@ def export(folder: Path, seed: int) -> dict[str, list[Task]]:
     )
     known = [*splits["train"], *splits["validation"], *splits["test"]]
     kinds = {
-        "own": {task: _prompts(task, seed) for task in tasks},
-        "unseen-wordings": {task: _prompts(task, seed, unseen=True) for task in tasks},
-        "wrong": {task: _prompts(other_task(task, known, seed), seed) for task in tasks},
+        "own": {task: condition_prompts(task, seed) for task in tasks},
+        "unseen-wordings": {task: condition_prompts(task, seed, unseen=True) for task in tasks},
+        "wrong": {task: condition_prompts(other_task(task, known, seed), seed) for task in tasks},
         "random": {task: random_strings(task, PROMPTS, seed) for task in tasks},
     }
     for kind, prompts in kinds.items():
@@ -89,7 +89,8 @@ def training_examples(task: Task, seed: int) -> list[Example]:
     ]
 
 
-def _prompts(task: Task, seed: int, *, unseen: bool = False) -> list[str]:
+def condition_prompts(task: Task, seed: int, *, unseen: bool = False) -> list[str]:
+    """Return what adapters for a task are generated from, enough for three conditions of eight."""
     examples = task.examples(
         "train",
         "full",
