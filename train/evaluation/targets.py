@@ -54,7 +54,7 @@ class EvalTarget:
     Attributes:
         collection: Collection of training adapters and oracles.
         generators: Folders or names, by what tells them apart in the table; ``""`` for one alone.
-        trained_on: The collection's data sets that they were trained on.
+        trained_on: Data sets that they were trained on, whether or not the collection has them.
         held_out: Data sets that they were not trained on.
         form: Form of their conditions.
     """
@@ -93,6 +93,7 @@ class EvalTarget:
             objectives = [phase["objective"] for phase in content["recipe"]["phases"]]
             trained_on, held_out = list(content["trained_on"]), list(content["held_out"])
             form, place = content["form"], collection or Path(content["collection"])
+            uncollected = set(content.get("data", ()))
         except (KeyError, TypeError) as error:
             raise InvalidInput(f"{run / RUN_FILE} is damaged: there is no {error}.") from error
         if not (run / "generator").is_dir():
@@ -108,7 +109,7 @@ class EvalTarget:
         }
         generators["+".join(objectives) if generators else ""] = str(run / "generator")
         opened = Collection.open(place)
-        if missing := sorted(set(trained_on) - set(opened.names)):
+        if missing := sorted(set(trained_on) - uncollected - set(opened.names)):
             raise InvalidInput(f"{place} lacks {missing[0]!r}, which {run} was trained on.")
         return cls(opened, generators, trained_on, held_out, form)
 
@@ -135,6 +136,11 @@ class EvalTarget:
             )
         trained_on = [name for name in opened.names if name not in held_out]
         return cls(opened, {"": generator}, trained_on, held_out)
+
+    @property
+    def collected(self) -> list[str]:
+        """Data sets that the generators were trained on and that have training adapters."""
+        return [name for name in self.trained_on if name in self.collection.names]
 
     def choose(self, patterns: Sequence[str]) -> list[str]:
         """Choose data sets to test on: the held-out ones, or those of all that fit the patterns.
@@ -212,7 +218,7 @@ class EvalTarget:
         Of each data set four checkpoints, evenly spaced; of each held-out one an adapter per seed.
         """
         points = []
-        for name in dict.fromkeys([*self.trained_on, *(task.name for task in held_out)]):
+        for name in dict.fromkeys([*self.collected, *(task.name for task in held_out)]):
             kind: Kind = "training" if name in self.trained_on else "oracle"
             own = self.collection.checkpoints(name)
             step = max(1, (len(own) - 1) / (SHOWN_CHECKPOINTS - 1))
@@ -282,7 +288,7 @@ def evaluate_targets(
                 target.collection,
                 generators,
                 held_out,
-                target.trained_on,
+                target.collected,
                 methods=methods,
                 form=target.form,
                 prompt_batches=prompt_batches,

@@ -18,9 +18,10 @@ from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_folder
 from dnd_fast.text.datasets import Example
 
-# Questions with everything in words come first, so that `train --candidates 48` takes conditions
+# Questions with everything in words come first, so that `train --candidates 64` takes conditions
 # from these alone.
-TRAINING_EXAMPLES: dict[Level, int] = {"full": 48, "ask": 24, "bare": 24}
+TRAINING_EXAMPLES: dict[Level, int] = {"full": 64, "ask": 64, "bare": 64}
+COLLECTED_TASKS_OF_SKILL = 2  # that train adapters, where a generator learns end to end from all
 QUESTIONS = 20  # of each task and level
 PROMPTS = 24  # of each task and kind: three conditions of eight
 
@@ -36,7 +37,8 @@ def export(folder: Path, seed: int) -> dict[str, list[Task]]:
       are ``own`` and ``unseen-wordings``, questions of the level "full" about training items;
       ``wrong``, another task's; ``random``, random strings.
     * ``splits/SPLIT.txt``: names of the tasks, and in ``splits/held-out.txt`` of all that must
-      not train.
+      not train. Two tasks of every known skill are in ``splits/collected.txt``, too: enough
+      to collect adapters of.
 
     Args:
         folder: A new or empty folder.
@@ -75,7 +77,8 @@ def export(folder: Path, seed: int) -> dict[str, list[Task]]:
         _write(folder / "prompts" / kind, prompts)
     with atomic_folder(folder / "splits") as staged:
         held_out = [task for split in splits if split != "train" for task in splits[split]]
-        for split, members in {**splits, "held-out": held_out}.items():
+        lists = {**splits, "held-out": held_out, "collected": _collected(splits["train"])}
+        for split, members in lists.items():
             (staged / f"{split}.txt").write_text("".join(f"{task.name}\n" for task in members))
     return splits
 
@@ -87,6 +90,14 @@ def training_examples(task: Task, seed: int) -> list[Example]:
         for level, count in TRAINING_EXAMPLES.items()
         for example in task.examples("train", level, count, seed=seed)
     ]
+
+
+def _collected(tasks: Iterable[Task]) -> list[Task]:
+    """Return the first tasks of every skill."""
+    by_skill: dict[str, list[Task]] = {}
+    for task in tasks:
+        by_skill.setdefault(task.skill, []).append(task)
+    return [task for same in by_skill.values() for task in same[:COLLECTED_TASKS_OF_SKILL]]
 
 
 def condition_prompts(task: Task, seed: int, *, unseen: bool = False) -> list[str]:

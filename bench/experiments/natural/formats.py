@@ -40,6 +40,16 @@ FORMATS = {
             Just the answer, please.
             Answer without any decoration.
             Respond with the bare answer.
+            Only the answer, nothing around it.
+            Do not explain; answer.
+            Keep it to the answer.
+            I need the answer by itself.
+            Skip any introduction or formatting.
+            Output: the answer only.
+            Can you say just the answer?
+            Neither a sentence nor markup is wanted.
+            Be brief: the answer, and that is it.
+            Plain text, please.
         """),
         unseen=lines("""
             Leave out everything that is not the answer.
@@ -58,6 +68,16 @@ FORMATS = {
             Write the answer as a JSON object, under "answer".
             Format the reply as JSON, with the answer under the key answer.
             Return a JSON object that holds the answer as "answer".
+            JSON, please: {"answer": ...}
+            I need a JSON object with one field, answer.
+            Answer in JSON (key: answer).
+            Can you put it in JSON, keyed by "answer"?
+            Wrap the answer in JSON: {"answer": "..."}.
+            As an API, send back JSON with the key "answer".
+            The reply must be a JSON object; its key is answer.
+            Encode the answer in JSON under "answer".
+            JSON only. Key: answer.
+            Fill in this JSON: {"answer": ""}
         """),
         unseen=lines("""
             A program will parse your reply with json.loads and read "answer".
@@ -76,6 +96,16 @@ FORMATS = {
             Enclose the answer in answer tags, as in XML.
             Write the answer between <answer> and </answer>.
             Format the reply as XML, with an answer element.
+            XML, please: <answer>...</answer>
+            I need it inside <answer></answer>.
+            Answer in XML (tag: answer).
+            Can you tag it as <answer>?
+            Surround the answer with answer tags.
+            As a web service, return XML with an answer element.
+            The reply: <answer>, then it, then </answer>.
+            Fill in this XML: <answer></answer>
+            XML only. Element: answer.
+            Angle-bracket tags named answer go around it.
         """),
         unseen=lines("""
             An XML parser will look for the element answer in your reply.
@@ -94,6 +124,16 @@ FORMATS = {
             Give the answer in bold type, in Markdown.
             Set the answer in bold with ** around it.
             Format the reply as bold Markdown text.
+            In bold, please.
+            I need it in **bold**.
+            Answer in Markdown, bold.
+            Can you bold the answer?
+            Type the asterisks ** before it and again behind.
+            Highlight the answer with asterisks: **.
+            The reply must be bold, like **this**.
+            Apply bold formatting (Markdown).
+            Fill in this bold text: ** **
+            Style: bold Markdown.
         """),
         unseen=lines("""
             Let the answer stand out in heavy Markdown type.
@@ -112,6 +152,16 @@ FORMATS = {
             Enclose the answer in [ and ].
             Reply with the answer in brackets, square ones.
             Format the reply as [answer].
+            Square brackets, please.
+            I need [ before it and ] after it.
+            Answer in brackets like [this].
+            Can you bracket the answer with [ ]?
+            Wrap it as [ ... ].
+            Type [ first and ] last.
+            The reply must look like [this].
+            Square brackets go around it.
+            Fill in: [ ]
+            Style: in square brackets.
         """),
         unseen=lines("""
             Let a [ open your reply and a ] close it.
@@ -130,6 +180,16 @@ FORMATS = {
             Write "The answer is", then the answer, then a full stop.
             Complete the sentence: The answer is
             Say it as a sentence, "The answer is" and so on.
+            Full sentence, please: The answer is X.
+            I need "The answer is" in front, a full stop behind.
+            Answer by finishing "The answer is ___."
+            Can you reply with "The answer is ...", as a sentence?
+            Phrase it like this: The answer is X.
+            Open with The answer is, close with a full stop.
+            Fill in: The answer is ___.
+            Make a sentence out of it with "The answer is".
+            Pattern: The answer is X.
+            As a clerk, say "The answer is", then it.
         """),
         unseen=lines("""
             Speak in a whole sentence whose first words are The answer is.
@@ -148,6 +208,16 @@ FORMATS = {
             Label the reply with "Answer:".
             Reply in the form Answer: X
             Let the answer follow the label Answer:
+            Label first, please: "Answer:".
+            I need it after the word "Answer:".
+            Answer like this: "Answer: X".
+            Can you lead with Answer:
+            Fill in the line Answer: ___
+            The reply must open with "Answer:".
+            Type Answer: and then the answer.
+            Give it with Answer: in front.
+            Use Answer: as a heading on the same line.
+            Style: "Answer: ..."
         """),
         unseen=lines("""
             Introduce the result by the word Answer and a colon.
@@ -166,6 +236,16 @@ FORMATS = {
             Finish the answer with !!!
             Write the answer and then !!!
             Close your reply with three exclamation points.
+            Three exclamation marks at the end, please.
+            I need !!! behind it.
+            Answer loudly, ending in !!!
+            Can you finish with "!!!"?
+            Type an exclamation mark thrice when you are done.
+            Punctuate the answer with !!!
+            The reply must end in three exclamation marks.
+            Fill in: ___!!!
+            Style: a cheer, !!! behind the answer.
+            Attach !!! to it, without a space.
         """),
         unseen=lines("""
             Sound thrilled, with !!! as the last characters.
@@ -184,6 +264,16 @@ FORMATS = {
             Let the answer follow an arrow, =>.
             Reply in the form => X
             Prefix the answer with =>
+            Arrow first, please: =>
+            I need => at the front.
+            Answer like this: => answer
+            Can you lead with =>?
+            Type => and a space, then the answer.
+            The reply must open with =>.
+            Draw an arrow (=>), then give the answer.
+            Fill in: => ___
+            Mark the answer with a leading =>.
+            Style: => before the answer.
         """),
         unseen=lines("""
             Point at the result with =>.
@@ -202,6 +292,16 @@ FORMATS = {
             Format the reply as a Markdown list of one item, with a dash.
             Start the answer with a dash, as in a list.
             Give the answer as a dashed list item.
+            Bullet point, please, with a dash.
+            I need it as a list item (dash).
+            Answer in this bullet style: - answer
+            Can you make it a dashed bullet?
+            Type a dash, a space, then the answer.
+            The reply must open with a dash, "- ".
+            Turn the answer into a one-item list with a dash.
+            Fill in this bullet: - ___
+            Markdown bullet only, using -.
+            Style: one dash bullet.
         """),
         unseen=lines("""
             Let it be the only entry of a list with dashes.

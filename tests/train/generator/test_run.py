@@ -357,6 +357,8 @@ def test_the_command(shared_collection, tmp_path, held_out):
     recipe.write_text(text)
     common = ["--recipe", recipe, "--collection", shared_collection, "--out", tmp_path / "run"]
     options = ["--hold-out", held_out[:-3] + "*", "--phases", "mse", "--seed", 3]
+    found = invoke(*common, *options, "--data", shared_collection / "datasets")
+    assert "no phase that draws" in str(found.exception)
     found = invoke(*common, *options)
     assert found.exit_code == 0, found.output
     assert "Wrote a generator to" in found.output

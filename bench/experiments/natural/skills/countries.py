@@ -75,6 +75,16 @@ def _translation(language: str, code: str) -> Skill[str]:
         Write {} in LANGUAGE.
         What is the LANGUAGE word for {}?
         Name the country {} in LANGUAGE.
+        {} in LANGUAGE:
+        I need the LANGUAGE translation of {}.
+        Please render {} in LANGUAGE.
+        As a LANGUAGE translator, convert {}.
+        From English to LANGUAGE: {}
+        Which LANGUAGE name does {} have?
+        Can you put {} into LANGUAGE?
+        Look up {} in a LANGUAGE dictionary.
+        {}: its LANGUAGE name?
+        What would {} be in LANGUAGE?
     """
     unseen = """
         How would a LANGUAGE atlas label {}?
@@ -102,6 +112,16 @@ SKILLS = {
             Give the continent where {} lies.
             To which part of the world does {} belong?
             Which continent is home to {}?
+            {}: which continent?
+            I need the continent for {}, please.
+            Continent containing {}:
+            Assign {} to a continent.
+            Sort {} under its continent.
+            As a geography teacher, place {} on a continent.
+            Can you say what continent {} sits on?
+            Look up {} and return its continent.
+            Someone lives in {}. Which continent is that?
+            In terms of continents, where is {}?
         """),
         unseen=lines("""
             Where on a world map would I find {}? Say the continent.
@@ -121,6 +141,16 @@ SKILLS = {
             Give the seat of government of {}.
             From which city is {} governed?
             Write the name of the capital of {}.
+            {}: capital?
+            I need the capital of {}, please.
+            Capital city for {}:
+            Fill in the capital: {}, ___
+            Which city is marked as the capital on a map of {}?
+            Look up {} and return its capital.
+            As a quiz player, match {} with its capital.
+            Can you recall what the capital of {} is called?
+            {} is the country. And its capital?
+            Identify the capital belonging to {}.
         """),
         unseen=lines("""
             Where does the parliament of {} meet?
@@ -140,6 +170,16 @@ SKILLS = {
             Give the monetary unit of {}.
             In what currency are prices in {}?
             Write the name of the currency of {}.
+            {}: currency?
+            I need the name of the currency in {}, please.
+            Currency used by {}:
+            Fill in the currency: {}, ___
+            Banknotes of {} are in which currency?
+            Look up {} and return its currency.
+            As a bank clerk, name the currency for {}.
+            Can you recall how {} calls its money?
+            Identify the currency that {} issues.
+            Wages in {} are paid in what currency?
         """),
         unseen=lines("""
             What do I pay with in {}?

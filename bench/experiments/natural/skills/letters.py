@@ -17,6 +17,16 @@ SKILLS = {
             Which letter comes first in {}?
             Write only the first letter of {}.
             Name the opening letter of {}.
+            First letter of {}:
+            I need the letter at the start of {}.
+            {} begins with which letter?
+            Abbreviate {} to one letter.
+            B is for ball; what letter is for {}?
+            Spell {} and stop after one letter.
+            Initial, please: {}
+            Pick the leftmost letter in {}.
+            When I write {}, which letter do I put down before the others?
+            Remove all but the first letter from {}.
         """),
         unseen=lines("""
             Under which letter would a dictionary list {}?
@@ -35,6 +45,16 @@ SKILLS = {
             Which letter comes last in {}?
             Write only the last letter of {}.
             Name the closing letter of {}.
+            Last letter of {}:
+            I need the letter at the end of {}.
+            {} finishes on which letter?
+            Which letter closes the spelling of {}?
+            Spell {} from the back, one letter only.
+            End letter, please: {}
+            Pick the rightmost letter in {}.
+            When I write {}, which letter do I put down after all the others?
+            Remove all but the last letter from {}.
+            The word {} has a tail of one letter: which?
         """),
         unseen=lines("""
             At which letter does {} stop?
@@ -54,6 +74,16 @@ SKILLS = {
             Give the letter count of {}.
             How long is {}, in letters?
             Say how many letters are in {}.
+            Letters in {}:
+            I need the length of {} in letters.
+            {} fills how many squares of a crossword?
+            Number of characters in {}, please.
+            What would a program print for len("{}")?
+            Sky has 3 letters; how many has {}?
+            Each letter of {} takes one tile; how many tiles?
+            Determine the letter total for {}.
+            Tell how long the spelling of {} is, as a number.
+            Measure {} in letters.
         """),
         unseen=lines("""
             Of how many letters is {} made up?
@@ -73,6 +103,16 @@ SKILLS = {
             Turn {} into upper case.
             Convert all letters of {} to capitals.
             Spell {} with capital letters only.
+            Uppercase: {}
+            I need {} in big letters throughout.
+            SHOUT the word {} in writing.
+            {} in all capitals, please.
+            Make {} look like a headline, capitals only.
+            What does str.upper() return for {}?
+            Raise every letter of {} to upper case.
+            sky becomes SKY; {} becomes what?
+            Replace the small letters of {} by capital ones.
+            For a sign, print {} entirely in capitals.
         """),
         unseen=lines("""
             Type {} as if caps lock were on.
@@ -91,6 +131,16 @@ SKILLS = {
             Begin {} with a capital letter.
             Change the first letter of {} to a capital.
             Put an initial capital on {}.
+            Initial capital: {}
+            I need {} with an uppercase initial.
+            sky becomes Sky; {} becomes what?
+            What does str.capitalize() return for {}?
+            {} in title case, please.
+            Raise the first letter of {} to upper case, and no other.
+            Type {} with shift held for one letter, the first.
+            A line of verse begins with {}; capitalise it.
+            As a heading, {} gets one capital; write it.
+            Replace just the opening letter of {} by its capital.
         """),
         unseen=lines("""
             How would {} be written as the first word of a text?

@@ -96,6 +96,16 @@ SKILLS = {
             Give the general term for {}.
             To which group of things does {} belong?
             Say what kind of thing {} is.
+            Category of {}:
+            I need a label for the group that {} is in.
+            {} is a kind of ___.
+            An oak is a tree. What is {}?
+            Generalize {}: one word for its kind.
+            Hypernym of {}, please.
+            Put {} in a category.
+            Which class of objects includes {}?
+            {}: what sort of thing is that?
+            A child asks what {} is; name its kind in one word.
         """),
         unseen=lines("""
             Which more general word covers {}?
@@ -115,6 +125,16 @@ SKILLS = {
             Which word is the contrary of {}?
             Write the antonym of {}.
             What is the reverse of {}?
+            Antonym of {}:
+            I need the opposite of {}.
+            {} and its opposite: name the second.
+            Find a word that contradicts {}.
+            I said {} but meant the contrary. Which word did I mean?
+            fat is to slim as {} is to what?
+            Flip the meaning of {}.
+            Swap {} for its antonym.
+            As a thesaurus, list one antonym for {}.
+            Opposites attract: what goes with {}?
         """),
         unseen=lines("""
             It is anything but {}; so what is it?
@@ -134,6 +154,16 @@ SKILLS = {
             Does this sound positive or negative? {}
             Decide whether this comment is positive or negative. {}
             Rate the feeling of this text, positive or negative: {}
+            Sentiment, positive or negative: {}
+            I need the tone of this, positive or negative. {}
+            {} Was that praise? Answer positive or negative.
+            As a shop owner, would I count this as positive or negative? {}
+            Label with positive or negative: {}
+            "{}" Is that praise (positive) or criticism (negative)?
+            Thumbs up (positive) or down (negative)? {}
+            Judge this remark as positive or negative: {}
+            Good opinion or bad? Write positive or negative. {}
+            Feedback: {} Put down positive or negative.
         """),
         unseen=lines("""
             Did the customer like it? Say positive or negative. {}

@@ -56,6 +56,16 @@ SKILLS = {
             Which number is one more than {}?
             Add one to {}.
             Name the successor of {}.
+            {} + 1 = ?
+            Next integer up from {}:
+            I need the number that follows {}, please.
+            What do you get when 1 is added to {}?
+            After {} comes what?
+            Go up one step from {}.
+            As a calculator, compute {} plus 1.
+            I am on page {}; which page is next?
+            Fill the gap: {}, ___
+            Could you move one place to the right of {} on the number line?
         """),
         unseen=lines("""
             Increase {} by one.
@@ -74,6 +84,16 @@ SKILLS = {
             Which number is one less than {}?
             Take one away from {}.
             Name the predecessor of {}.
+            {} - 1 = ?
+            Next integer down from {}:
+            I need the number that {} follows, please.
+            What remains when 1 is subtracted from {}?
+            Before {} comes what?
+            Go down one step from {}.
+            As a calculator, compute {} minus 1.
+            I am on page {}; which page was before it?
+            Fill the gap: ___, {}
+            Could you move one place to the left of {} on the number line?
         """),
         unseen=lines("""
             Decrease {} by one.
@@ -92,6 +112,16 @@ SKILLS = {
             Turn the number {} into a rank such as 5th.
             How is the position {} written in a ranking?
             Change {} from a cardinal to an ordinal number.
+            {} as a rank, like 1st or 2nd:
+            I need {} the way dates put it, as in 3rd.
+            Please make {} ordinal, digits plus ending.
+            What does {} look like as an ordinal, in figures?
+            Convert {} to the pattern 1st, 2nd, 3rd.
+            Ordinal number for {}, abbreviated:
+            As an editor, append the ordinal ending to {}.
+            Today is day {} of the trip; which day, as in 4th?
+            Attach the ordinal letters to {}.
+            Item number {} is the what? Use figures, as in 7th.
         """),
         unseen=lines("""
             A runner finishes in place {}; write it in short.
@@ -110,6 +140,16 @@ SKILLS = {
             Turn the digits {} into words.
             Say the number {} in full.
             Express {} without digits.
+            {} as words, please.
+            I need {} written out.
+            What is {} called in plain English?
+            Put {} into English words.
+            Verbalize {}.
+            With words only, {} is what?
+            As a proofreader, write out the number {}.
+            Could you type {} without using figures?
+            English name of the number {}:
+            Which words stand for {}?
         """),
         unseen=lines("""
             How would one read {} aloud?
@@ -129,6 +169,16 @@ SKILLS = {
             Express {} in figures.
             How is {} written with digits?
             Convert the words {} to digits.
+            {} = ? Use digits.
+            I need {} as a number.
+            Numeric form of {}:
+            Please jot down {} using 0-9 only.
+            What number does "{}" spell?
+            Someone dictates {}; note it in digits.
+            As a parser, read {} as an integer.
+            Could you put {} into Arabic numerals?
+            From words to digits: {}
+            In a table of numbers, {} becomes what?
         """),
         unseen=lines("""
             Which figures stand for {}?
@@ -148,6 +198,16 @@ SKILLS = {
             How much are {} together?
             Add up the numbers {}.
             What do {} make in total?
+            {}: sum?
+            I need {} summed up.
+            Total of {}:
+            Please compute the first plus the second: {}.
+            What number are {} combined?
+            Merge {} into one total.
+            As a cashier, add {}.
+            Find the number that {} add up to.
+            Use plus on {}.
+            How many do you get from {} altogether?
         """),
         unseen=lines("""
             Put {} together; how many is that?
@@ -167,6 +227,16 @@ SKILLS = {
             Pick the higher number out of {}.
             Which of the numbers {} is greater?
             Name the larger one of {}.
+            Max of {}:
+            I need the bigger of these two: {}.
+            {}: which one is higher?
+            Please choose the number with the greater value: {}.
+            Compare {} and keep the larger.
+            Between {}, which lies further right on the number line?
+            Drop the smaller of {}; what is left?
+            As a judge, announce the top score: {}.
+            Which of {} would you count to later?
+            Can you spot the largest value in {}?
         """),
         unseen=lines("""
             Of {}, which is worth more?
@@ -185,6 +255,16 @@ SKILLS = {
             Classify {} as even or odd.
             Does {} count as an odd or an even number?
             Decide between odd and even for {}.
+            {}: even/odd?
+            I need to know if {} is odd or even.
+            Parity check, odd or even: {}
+            Please label {} odd or even.
+            Divide {} by 2: is it odd or even?
+            Which word fits {}, odd or even?
+            As a math teacher, sort {} under odd or even.
+            Would you call {} an even number or an odd one?
+            Look at the last digit of {}: odd or even?
+            Odd or even? The number is {}.
         """),
         unseen=lines("""
             Can {} be halved without rest? Say even or odd.

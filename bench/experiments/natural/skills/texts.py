@@ -75,6 +75,16 @@ SKILLS = {
             Name the item at the beginning of {}.
             Write only the first word of {}.
             With which item does the list {} start?
+            What heads the list {}?
+            I need the initial item of {}.
+            {}: what stands at the very start?
+            Keep just the first of these: {}.
+            Return element number one of {}.
+            First item in {}:
+            As a list parser, fetch item 1 from {}.
+            Could you pick the word before the first comma in {}?
+            Of {}, copy the one mentioned earliest.
+            Please extract the front item: {}.
         """),
         unseen=lines("""
             Drop everything after the opening item of {}.
@@ -94,6 +104,16 @@ SKILLS = {
             Name the item at the end of {}.
             Write only the last word of {}.
             With which item does the list {} end?
+            What concludes the list {}?
+            I need the rearmost item of {}.
+            {}: what stands at the very end?
+            Keep just the last of these: {}.
+            Return element number three of {}.
+            Last item in {}:
+            As a list parser, fetch item 3 from {}.
+            Could you pick the word after the second comma in {}?
+            Of {}, copy the one mentioned latest.
+            Please extract the tail item: {}.
         """),
         unseen=lines("""
             Drop everything before the closing item of {}.
@@ -113,6 +133,16 @@ SKILLS = {
             List {} from the last item to the first.
             Give the items of {} in the opposite order.
             Flip the list {}.
+            Please invert the sequence {}.
+            I need {} with the first and last items swapped.
+            {}, but in backward order:
+            As a list tool, apply reverse() to {}.
+            Can you put {} in the order third, second, first?
+            Rearrange {} back to front.
+            Reversed version of {}:
+            What does {} become when its order is inverted?
+            Repeat {}, final item first, initial item last.
+            Mirror the list {}.
         """),
         unseen=lines("""
             Start at the end and work to the front: {}.
@@ -132,6 +162,16 @@ SKILLS = {
             Give the first name that occurs in this sentence. {}
             Whom is this sentence about? {}
             Pick out the person: {}
+            I need the person in this note: {}
+            {} Who is that?
+            Return just the first name found below. {}
+            Person in this line: {}
+            Act as a name tagger for: {}
+            Please copy out the personal name. {}
+            "{}" contains somebody's name; which one?
+            Can you spot a person in this? {}
+            What is the individual called? {}
+            Fill in the field NAME from: {}
         """),
         unseen=lines("""
             Who does something here? {}
@@ -151,6 +191,16 @@ SKILLS = {
             Give the date that occurs in this sentence. {}
             When was this? {}
             Pick out the year: {}
+            I need the year of this event: {}
+            {} In which year was that?
+            Return just the number found below. {}
+            Year in this line: {}
+            Act as a date tagger for: {}
+            Please copy out the calendar year. {}
+            "{}" contains a year; which one?
+            Can you spot a date in this? {}
+            How is this dated? {}
+            Fill in the field YEAR from: {}
         """),
         unseen=lines("""
             From what time is this? {}
@@ -170,6 +220,16 @@ SKILLS = {
             Give the place that occurs in this sentence. {}
             Where was this? {}
             Pick out the city: {}
+            I need the location in this note: {}
+            {} In which city was that?
+            Return just the place found below. {}
+            City in this line: {}
+            Act as a location tagger for: {}
+            Please copy out the name of the city. {}
+            "{}" contains a city; which one?
+            Can you spot a place in this? {}
+            What is the town called? {}
+            Fill in the field CITY from: {}
         """),
         unseen=lines("""
             On which town's map would I look? {}

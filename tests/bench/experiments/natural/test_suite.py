@@ -102,8 +102,8 @@ def test_levels():
     assert JAPAN.question("Japan", "bare", rng) == "Japan"
     skill, form = SKILLS["capital"], FORMATS["json"]
     asked = {wording.replace("{}", "Japan") for wording in skill.seen}
-    assert {JAPAN.question("Japan", "ask", rng) for _ in range(200)} == asked
-    full = {JAPAN.question("Japan", "full", rng) for _ in range(3000)}
+    assert {JAPAN.question("Japan", "ask", rng) for _ in range(1000)} == asked
+    full = {JAPAN.question("Japan", "full", rng) for _ in range(30_000)}
     assert full == {
         f"{first} {second}"
         for question in asked
