@@ -28,7 +28,7 @@ def hub_id(base: str) -> str:
 
 
 def kept_folder() -> Path:
-    """Return the folder in the cache where the dequantised model is kept once it has been loaded."""
+    """Return where the dequantised model is kept once it has been loaded."""
     return cache_folder() / "bases" / SHA256
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from typing import Any
 
 import torch
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -105,7 +108,7 @@ def show(load: Callable[[Progress], Demo], out: Path) -> dict[str, Any]:
         f"{demo.about}\nAll that the generator gets are these prompts, without any answers:\n"
     )
     for prompt in task.prompts:
-        console.print(f"  {prompt}", highlight=False, markup=False)
+        _print_indented(Text(prompt))
 
     demo.generator.generate(demo.tasks[1].prompts)  # warms up; not part of the time shown
     begin = time.perf_counter()
@@ -129,8 +132,8 @@ def show(load: Callable[[Progress], Demo], out: Path) -> dict[str, Any]:
     console.print(f"Generating one adapter took {seconds:.2f} s.")
     if training:
         console.print(f"Training took {training:.1f} s each, {len(demo.tasks)} in one batch.")
-    console.print(demo.limits, "\n")
-    console.print(_responses_table(demo, task, adapter))
+    console.print(demo.limits)
+    _print_responses(demo, task, adapter)
 
     console.rule("Take it home")
     console.print(f"The adapter is in [bold]{escape(str(out))}[/bold]. Load it with PEFT:\n")
@@ -202,8 +205,8 @@ def _score_table(demo: Demo, scores: dict[str, dict[str, list[float]]]) -> Table
     return table
 
 
-def _responses_table(demo: Demo, task: DemoTask, adapter: Adapter) -> Table:
-    """Show the responses of the base and of the adapted one to some questions of each level."""
+def _print_responses(demo: Demo, task: DemoTask, adapter: Adapter) -> None:
+    """Show what the base and the adapted one respond to some questions of each level."""
     mixed = chain.from_iterable(zip(*task.questions.values(), strict=True))
     examples = list(islice(dict.fromkeys(mixed), EXAMPLES))
     ask = partial(
@@ -214,11 +217,19 @@ def _responses_table(demo: Demo, task: DemoTask, adapter: Adapter) -> Table:
         system=examples[0].system,
     )
     before, after = ask()[0], ask(_stacked([adapter]), adapter.scaling)[0]
-    table = Table("question", box=None)
-    table.add_column("base model", no_wrap=True, overflow="ellipsis", max_width=28)
-    table.add_column("with the adapter")
-    table.add_column("right answer")
     for example, plain, adapted in zip(examples, before, after, strict=True):
-        texts = (example.prompt, plain, adapted, example.response)
-        table.add_row(*(escape(" ".join(text.split())) for text in texts))
-    return table
+        right = adapted == example.response
+        verdict = ("right", "green") if right else (f"not {example.response}", "red")
+        console.print()
+        _print_indented(Text(example.prompt, "bold"))
+        _print_indented(_one_line("base model  ", plain))
+        _print_indented(_one_line("adapted     ", adapted).append("   ").append(*verdict))
+
+
+def _one_line(name: str, response: str) -> Text:
+    shortened = textwrap.shorten(response, 50, placeholder=" …")
+    return Text(f"{name}{shortened}")
+
+
+def _print_indented(text: Text) -> None:
+    console.print(Padding(text, (0, 0, 0, 2)))
