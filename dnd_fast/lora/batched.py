@@ -284,11 +284,15 @@ def generate_responses(
     adapters: Mapping[str, Tensor] | None = None,
     scaling: float = 1.0,
     *,
+    system: str | None = None,
     max_new_tokens: int = 24,
 ) -> list[list[str]]:
-    """Greedy responses to K lists of B prompts each, list k under adapter k."""
+    """Greedy responses to K lists of B prompts each, list k under adapter k.
+
+    ``system`` is the system prompt of all; None: the chat template's own, if it has one.
+    """
     group_size = len(prompts[0])
-    examples = [Example(prompt, "") for group in prompts for prompt in group]
+    examples = [Example(prompt, "", system) for group in prompts for prompt in group]
     inputs = generation_inputs(tokenizer, examples, model.device)
     with with_adapters(model, adapters or {}, scaling):
         ids = model.generate(  # type: ignore[operator]

@@ -71,9 +71,9 @@ def export(folder: Path, seed: int) -> dict[str, list[Task]]:
     )
     known = [*splits["train"], *splits["validation"], *splits["test"]]
     kinds = {
-        "own": {task: _prompts(task, seed) for task in tasks},
-        "unseen-wordings": {task: _prompts(task, seed, unseen=True) for task in tasks},
-        "wrong": {task: _prompts(other_task(task, known, seed), seed) for task in tasks},
+        "own": {task: condition_prompts(task, seed) for task in tasks},
+        "unseen-wordings": {task: condition_prompts(task, seed, unseen=True) for task in tasks},
+        "wrong": {task: condition_prompts(other_task(task, known, seed), seed) for task in tasks},
         "random": {task: random_strings(task, PROMPTS, seed) for task in tasks},
     }
     for kind, prompts in kinds.items():
@@ -112,7 +112,8 @@ def _collected(tasks: Iterable[Task]) -> list[Task]:
     return [task for same in by_skill.values() for task in same[:COLLECTED_TASKS_OF_SKILL]]
 
 
-def _prompts(task: Task, seed: int, *, unseen: bool = False) -> list[str]:
+def condition_prompts(task: Task, seed: int, *, unseen: bool = False) -> list[str]:
+    """Return what adapters for a task are generated from, enough for three conditions of eight."""
     examples = task.examples(
         "train",
         "full",
