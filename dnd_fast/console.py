@@ -11,7 +11,7 @@ from rich.console import Console
 
 console = Console()
 BASE_HELP = "'smollm2', a folder, a .gguf file, or a hub id."
-GENERATOR_HELP = "'demo', 'smollm2', a folder, or a hub id."
+GENERATOR_HELP = "'demo', a folder, or a hub id."
 
 
 class Impl(StrEnum):

@@ -16,10 +16,16 @@ from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
 
 PACKAGE = Path(__file__).parent
 DEMO_MODELS = PACKAGE / "demo" / "models"
-# The generators that come with the package, and what makes the files of one that is missing.
+# Where generators of the package are, and what to do where one is missing.
 SHIPPED = {
-    "demo": (DEMO_MODELS / "generator", "rebuild it: dnd-fast demo --tiny --retrain"),
-    "smollm2": (PACKAGE / "generators" / "smollm2", "train it: docs/real-model.md"),
+    "demo": (
+        DEMO_MODELS / "generator",
+        "install dnd-fast again, or rebuild it: dnd-fast demo --tiny --retrain",
+    ),
+    "smollm2": (
+        PACKAGE / "generators" / "smollm2",
+        "it does not come with this version yet; docs/real-model.md says how to train it",
+    ),
 }
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -79,7 +85,7 @@ def find_files(name: str, **hub: Any) -> tuple[Path, Path]:
     """The config and the weights of a generator.
 
     Args:
-        name: ``"demo"`` or ``"smollm2"``, which come with the package, a folder, or a hub id.
+        name: ``"demo"`` or another of ``SHIPPED``, a folder, or a hub id.
         hub: arguments of ``huggingface_hub.hf_hub_download``.
 
     Raises:
@@ -92,8 +98,7 @@ def find_files(name: str, **hub: Any) -> tuple[Path, Path]:
         return files
     if name in SHIPPED:
         raise FileNotFoundError(
-            f"the embedded generator {name!r} is missing at {folder}; install dnd-fast again, or "
-            f"{remedy}."
+            f"the embedded generator {name!r} is missing at {folder}: {remedy}."
         )
     if folder.is_dir():
         raise FileNotFoundError(f"{folder} is no generator: {missing} is missing.")

@@ -29,8 +29,11 @@ def missing() -> str | None:
     """Say what this demo lacks here, and how to get it; None: nothing."""
     try:
         find_files(smollm2.NAME)
-    except FileNotFoundError as error:
-        return str(error)
+    except FileNotFoundError:
+        return (
+            f"no generator for {smollm2.HUB_ID} comes with this version yet; docs/real-model.md "
+            "says how to train one."
+        )
     if smollm2.is_available():
         return None
     return (

@@ -19,7 +19,7 @@ from dnd_fast.recipe import Recipe
 from dnd_fast.train.adapters.collect import collect
 from dnd_fast.train.demo.show import Demo, DemoTask, Progress, peft_lines
 
-LEVEL = "questions about unseen words"
+LEVEL = "unseen words"
 
 
 def load(progress: Progress) -> Demo:

@@ -107,7 +107,7 @@ def test_training_begins_with_questions_in_words(folder):
         assert len(set(prompts[:64])) > 60
         assert not any(any(request in prompt for request in requests) for prompt in prompts[64:])
         items = map(SKILLS[task.skill].text, suite.split_items(task.skill, "train", 1))
-        assert set(prompts[72:]) <= set(items)
+        assert set(prompts[128:]) <= set(items)
 
 
 def test_no_test_question_is_in_training(folder):
