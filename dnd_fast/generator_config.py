@@ -14,7 +14,13 @@ from dnd_fast.files import read_json
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
 
-DEMO_MODELS = Path(__file__).parent / "demo" / "models"
+PACKAGE = Path(__file__).parent
+DEMO_MODELS = PACKAGE / "demo" / "models"
+# The generators that come with the package, and what makes the files of one that is missing.
+SHIPPED = {
+    "demo": (DEMO_MODELS / "generator", "rebuild it: dnd-fast demo --tiny --retrain"),
+    "smollm2": (PACKAGE / "generators" / "smollm2", "train it: docs/real-model.md"),
+}
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT_VERSION = 1
@@ -73,23 +79,24 @@ def find_files(name: str, **hub: Any) -> tuple[Path, Path]:
     """The config and the weights of a generator.
 
     Args:
-        name: ``"demo"``, a folder, or a hub id.
+        name: ``"demo"`` or ``"smollm2"``, which come with the package, a folder, or a hub id.
         hub: arguments of ``huggingface_hub.hf_hub_download``.
 
     Raises:
         FileNotFoundError: a folder without the two files, or an unknown hub id.
     """
-    folder = DEMO_MODELS / "generator" if name == "demo" else Path(name)
-    if name == "demo" and not folder.is_dir():
+    folder, remedy = SHIPPED.get(name, (Path(name), ""))
+    files = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    missing = next((file.name for file in files if not file.is_file()), None)
+    if missing is None:
+        return files
+    if name in SHIPPED:
         raise FileNotFoundError(
-            f"the embedded generator is missing at {folder}; install dnd-fast again, or rebuild "
-            "it: dnd-fast demo --retrain."
+            f"the embedded generator {name!r} is missing at {folder}; install dnd-fast again, or "
+            f"{remedy}."
         )
     if folder.is_dir():
-        for file in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / file).is_file():
-                raise FileNotFoundError(f"{folder} is no generator: {file} is missing.")
-        return folder / CONFIG_FILE, folder / WEIGHTS_FILE
+        raise FileNotFoundError(f"{folder} is no generator: {missing} is missing.")
     try:
         config, weights = (
             Path(hf_hub_download(name, file, **hub)) for file in (CONFIG_FILE, WEIGHTS_FILE)

@@ -131,7 +131,7 @@ class FrozenBase:
 
     @torch.no_grad()
     def _packed(self, ids: Tensor, answered: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What the first adapted layer gets, and which of it have a label: ``[K, W, C]``, ``[K, W]``.
+        """What the first adapted layer gets ``[K, W, C]``, and which have a label ``[K, W]``.
 
         Args:
             ids, answered: token ids and which positions have a label, ``[K, B, T]``.

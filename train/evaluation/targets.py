@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
@@ -16,6 +16,7 @@ from dnd_fast.base_model import load_base
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import read_json
 from dnd_fast.generator import Generator
+from dnd_fast.lora.adapter import Adapter
 from dnd_fast.text.datasets import Dataset, Example
 from dnd_fast.text.prompts import read_prompts
 from dnd_fast.train.adapters.collection import Collection
@@ -169,6 +170,7 @@ class EvalTarget:
         tests: Path | None,
         prompts: Path | None,
         needed: Needed | None,
+        examples: Path | None = None,
     ) -> list[EvalTask]:
         """Read questions of data sets, and the examples that conditions are drawn from.
 
@@ -178,6 +180,8 @@ class EvalTarget:
             prompts: Folder with the examples, which need no responses unless conditions hold them;
                 None: the collection's own.
             needed: The key that questions must have; None: there are no questions.
+            examples: Folder with examples to put into a context; None: the collection's own, where
+                it has the data set.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -188,10 +192,13 @@ class EvalTarget:
             raise InvalidInput("where are the questions? Give the folder: --test.")
         tasks = []
         for name in names:
+            known = name in self.collection.names
+            own = self.collection.dataset(name).examples if known else ()
+            shots = own if examples is None else Dataset.read(examples / f"{name}.jsonl").examples
             if prompts is not None:
-                examples = self._read_prompts(prompts / f"{name}.jsonl")
-            elif name in self.collection.names:
-                examples = self.collection.dataset(name).examples
+                texts = self._read_prompts(prompts / f"{name}.jsonl")
+            elif known:
+                texts = own
             else:
                 raise InvalidInput(
                     f"{name!r} is not in {self.collection.folder}, which conditions are drawn "
@@ -202,7 +209,7 @@ class EvalTarget:
                 if tests is None or needed is None
                 else tuple(read_questions(tests / f"{name}.jsonl", needed))
             )
-            tasks.append(EvalTask(name, examples, questions))
+            tasks.append(EvalTask(name, texts, questions, shots))
         return tasks
 
     def _read_prompts(self, path: Path) -> tuple[Example, ...]:
@@ -239,6 +246,8 @@ def evaluate_targets(
     prompts: Path | None = None,
     data: Sequence[str] = (),
     methods: Sequence[str] = METHODS,
+    examples: Path | None = None,
+    adapters: Mapping[str, Path] | None = None,
     prompt_batches: int = 3,
     seed: int = 0,
     device: str = "cpu",
@@ -252,6 +261,8 @@ def evaluate_targets(
         metric: The metric that counts.
         tests, prompts: See :meth:`EvalTarget.read_held_out`.
         data: See :meth:`EvalTarget.choose`.
+        examples: Folder with examples to put into a context; see :meth:`EvalTarget.read_held_out`.
+        adapters: Folders of further adapters, each a row of its own by this name.
         methods, prompt_batches, seed: See :func:`dnd_fast.train.evaluation.evaluate.evaluate`.
         device: Device of base and generators. The base is in bfloat16, on a CPU in float32.
         plots: Folder for ``accuracy.png`` and ``weights.png``, or one of these for each run; None:
@@ -268,10 +279,11 @@ def evaluate_targets(
     if plots is not None:
         require_matplotlib()
     tasks = [
-        target.read_held_out(target.choose(data), tests, prompts, metric.needed)
+        target.read_held_out(target.choose(data), tests, prompts, metric.needed, examples)
         for target in targets
     ]
     check_disjoint([task.name for task in held_out] for held_out in tasks)
+    further = {name: Adapter.load(folder) for name, folder in (adapters or {}).items()}
     dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     load = lru_cache(maxsize=1)(partial(load_base, dtype=dtype, device=device))
     evaluations = []
@@ -290,6 +302,7 @@ def evaluate_targets(
                 held_out,
                 target.collected,
                 methods=methods,
+                adapters=further,
                 form=target.form,
                 prompt_batches=prompt_batches,
                 seed=seed,

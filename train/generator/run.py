@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dnd_fast import smollm2
 from dnd_fast.base_model import load_base
 from dnd_fast.decoder.planning import kind_of, training_plan
 from dnd_fast.errors import InvalidInput
@@ -183,11 +184,13 @@ def _uncollected(run_config: RunConfig, collection: Collection) -> list[str]:
 
 
 def generator_config(recipe: Recipe, collection: Collection) -> GeneratorConfig:
-    """Return the generator that the recipe builds for the collection's base model."""
+    """Return the generator that the recipe builds for the collection's base model.
+
+    Its adapters name the base as PEFT understands it.
+    """
     config = GeneratorConfig.from_recipe(recipe)
-    return dataclasses.replace(
-        config, layout=config.layout | {"base_model": collection.manifest.base}
-    )
+    base_model = smollm2.hub_id(collection.manifest.base)
+    return dataclasses.replace(config, layout=config.layout | {"base_model": base_model})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 python -m bench.natural export suite                       # the suite as data sets, in seconds
 python -m bench.natural evaluate suite/run --suite suite   # what a generator does on it
+python -m bench.natural ship suite/run                      # a generator as the package has it
 """
 
 from __future__ import annotations
@@ -88,6 +89,28 @@ def evaluate(
     except (InvalidInput, OSError) as error:
         raise typer.BadParameter(str(error)) from error
     Console().print(f"Wrote {path}.")
+
+
+@app.command()
+def ship(
+    run: Annotated[
+        Path | None, typer.Argument(help="A finished training run.", show_default="tasks only")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the suite that it was trained on.")] = 0,
+) -> None:
+    """Write what the package carries: the demo's tasks, and a run's generator."""
+    from dnd_fast.bench.experiments.natural import ship as package
+    from dnd_fast.generator_config import SHIPPED
+    from dnd_fast.smollm2 import NAME
+    from dnd_fast.train.demo.real import TASKS_FILE
+
+    try:
+        package.write_tasks(package.demo_tasks(seed), TASKS_FILE)
+        if run is not None:
+            package.ship_generator(run, SHIPPED[NAME][0])
+    except (InvalidInput, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+    Console().print(f"Wrote {TASKS_FILE}{f' and {SHIPPED[NAME][0]}' if run else ''}.")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dnd_fast.bench.experiments.natural.results import BENCH
 from dnd_fast.bench.experiments.natural.suite import LEVELS
 from dnd_fast.bench.harness.results import append
 from dnd_fast.files import read_json
@@ -14,8 +15,6 @@ from dnd_fast.train.evaluation.metrics import make_metric
 from dnd_fast.train.evaluation.scores import Estimate, Evaluation
 from dnd_fast.train.evaluation.targets import EvalTarget, Progress, evaluate_targets
 from dnd_fast.train.generator.run_file import RUN_FILE
-
-BENCH = "natural"
 
 
 class Setting(NamedTuple):

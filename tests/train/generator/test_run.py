@@ -1,5 +1,6 @@
 """Runs on a collection: what they leave behind, go on with, and refuse before hours are spent."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -26,7 +27,7 @@ from dnd_fast.train.generator.config import RunConfig, TrainerConfig
 from dnd_fast.train.generator.distributed import DistributedContext
 from dnd_fast.train.generator.embedding_cache import EMBEDDINGS_FILE, embed_texts
 from dnd_fast.train.generator.log import Log
-from dnd_fast.train.generator.run import train_run
+from dnd_fast.train.generator.run import generator_config, train_run
 from dnd_fast.train.generator.trainer import StepMetrics
 
 MSE = Phase("mse", 3, 1e-3, 2)
@@ -219,6 +220,16 @@ def test_other_forms_of_condition(run_config, collection, encoder, tmp_path, for
     )
     assert train_run(changed, collection, tmp_path / "run", encoder=encoder)
     assert len(list((tmp_path / "run" / "cache").iterdir())) == 3 * per_data_set
+
+
+def test_the_base_has_the_name_that_peft_knows(collection):
+    """Adapters for the packaged SmolLM2 name the hub's, others what they were collected on."""
+    base = collection.manifest.base
+    assert generator_config(RECIPE, collection).layout["base_model"] == base
+    packaged = copy.copy(collection)
+    packaged.manifest = dataclasses.replace(collection.manifest, base="smollm2")
+    name = generator_config(RECIPE, packaged).layout["base_model"]
+    assert name == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def test_what_cannot_work_is_refused_first(run_config, collection, encoder, tmp_path):

@@ -1,4 +1,4 @@
-"""Runs on data sets without adapters, beside a collection: who draws from them, and refusals."""
+"""Runs on data sets without adapters beside a collection: who draws from them, what is refused."""
 
 import copy
 import dataclasses
