@@ -202,7 +202,7 @@ def add_noise_and_dropout(
     condition: Tensor, target: Tensor | None, pairs: Sequence[Pair], phase: Phase
 ) -> None:
     """Add noise, and dropout on the condition, in place: each pair's by its own seed."""
-    if not (phase.noise or phase.dropout):
+    if not (phase.noise or phase.dropout or phase.prompt_dropout):
         return
     for row, pair in enumerate(pairs):
         generator = torch.Generator(condition.device).manual_seed(pair.noise_seed)
@@ -212,6 +212,11 @@ def add_noise_and_dropout(
             if target is not None:
                 noise = torch.empty_like(target[row]).normal_(generator=generator)
                 target[row].add_(noise, alpha=0.1 * phase.noise)
+        if phase.prompt_dropout:
+            draws = torch.rand(len(condition[row]), device=condition.device, generator=generator)
+            # The highest draw stays, whatever the share.
+            dropped = draws < draws.max().clamp(max=phase.prompt_dropout)
+            condition[row, dropped] = 0
         if phase.dropout:
             kept = torch.empty_like(condition[row]).bernoulli_(
                 1 - phase.dropout, generator=generator

@@ -33,7 +33,10 @@ def uncollected(tmp_path):
     return folder
 
 
-def with_data(collection, *data, phases=(MSE, SFT), hold_out=(), **options):
+PHASES = dataclasses.replace(MSE, steps=1), SFT
+
+
+def with_data(collection, *data, phases=PHASES, hold_out=(), **options):
     """What the command makes of ``--data`` and ``--hold-out``."""
     return resolve.resolve_run(
         dataclasses.replace(RECIPE, phases=phases),
@@ -95,7 +98,7 @@ def test_a_run_with_data_sets_without_adapters_goes_on(collection, encoder, tmp_
     train_run(config, collection, tmp_path / "whole", encoder=encoder)
 
     def stop(metrics):
-        if metrics.step == 5:
+        if metrics.step == 3:
             raise Stopped
 
     out = tmp_path / "broken"
