@@ -101,6 +101,23 @@ def test_command_lines(monkeypatch, command, message):
 def test_the_demo_without_its_files(monkeypatch, tmp_path):
     monkeypatch.setattr(tiny, "DEMO_MODELS", tmp_path)
     monkeypatch.setitem(SHIPPED, "demo", (tmp_path / "generator", SHIPPED["demo"][1]))
+    code, found = run(monkeypatch, "demo", "--tiny", "--out", tmp_path / "new")
+    assert code == 1
+    assert "the embedded generator 'demo' is missing" in found
+    assert contents(tmp_path) == {}
+
+
+def test_what_the_demo_cannot_retrain(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, found = run(monkeypatch, "demo", "--retrain")
+    assert (code, found.count("\n")) == (1, 1)
+    assert "--retrain rebuilds the tiny model" in found
+    assert "docs/real-model.md" in found
+    assert contents(tmp_path) == {}
+
+
+def test_a_file_where_the_demos_adapter_shall_be(monkeypatch, tmp_path):
+    (tmp_path / "adapter").write_text("mine")
     code, found = run(monkeypatch, "demo", "--tiny", "--out", tmp_path / "adapter")
     assert (code, found.count("error:")) == (1, 1)  # beside the bars of loading models
     assert "adapter is a file; give a folder" in found
