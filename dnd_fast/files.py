@@ -29,7 +29,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             there, or the disk is full.
     """
     path = Path(path)
-    _require_no_file(path)
+    require_no_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -72,7 +72,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         OSError: ``path`` is a folder, its folder cannot be written, or the disk is full.
     """
     _require_no_folder(path)
-    _require_no_file(path.parent)
+    require_no_file(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.partial")
     try:
@@ -84,7 +84,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         staged.unlink(missing_ok=True)
 
 
-def _require_no_file(folder: Path) -> None:
+def require_no_file(folder: Path) -> None:
+    """Raise NotADirectoryError where a file is in the way of a folder or of one above it."""
     for parent in (folder, *folder.parents):
         if parent.exists() and not parent.is_dir():
             raise NotADirectoryError(f"{parent} is a file; give a folder to write to.")

@@ -418,15 +418,15 @@ def test_a_generators_weights(good, tmp_path, change, message):
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("demo", "rebuild it: dnd-fast demo --tiny --retrain"),
-        ("smollm2", "train it: docs/real-model.md"),
+        ("demo", "install dnd-fast again, or rebuild it: dnd-fast demo --tiny --retrain"),
+        ("smollm2", "docs/real-model.md says how to train it"),
     ],
 )
 def test_an_embedded_generator_may_be_missing(monkeypatch, tmp_path, name, remedy):
     """Asking the hub for a model of that name, or a folder here, would explain nothing."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
-    message = f"embedded generator '{name}' is missing at {tmp_path}/gone; .*{remedy}"
+    message = f"embedded generator '{name}' is missing at {tmp_path}/gone: .*{remedy}"
     shipped = generator_module.SHIPPED
     monkeypatch.setitem(shipped, name, (tmp_path / "gone", shipped[name][1]))
     fails(message, Generator.from_pretrained, name, error=FileNotFoundError)

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dnd_fast.console import console, progress_bars
+from dnd_fast.files import require_no_file
 from dnd_fast.generator import Generator
 from dnd_fast.lora.adapter import Adapter
 from dnd_fast.lora.batched import collate, encode, exact_match, generate_responses
@@ -97,6 +98,7 @@ def show(load: Callable[[Progress], Demo], out: Path) -> dict[str, Any]:
         InvalidInput: a shipped file is damaged, or the text encoder cannot be had.
         OSError: a shipped file is missing, or ``out`` cannot be written.
     """
+    require_no_file(out)  # before anything is shown
     begin = time.perf_counter()
     with progress_bars(transient=True) as progress:
         demo = load(partial(progress, "load the models"))
