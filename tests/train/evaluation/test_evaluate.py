@@ -301,6 +301,16 @@ def test_one_adapter_in_memory_equals_peft(base, collection, trained_on):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_base_may_have_another_name(evaluator, collection, generator, held_out, trained_on):
+    """A generator names the base as PEFT knows it, its collection may have it from a package."""
+    renamed = Generator.from_pretrained("demo", encoder=generator.encoder)
+    renamed.layout.base_model = "the hub's name"
+    assert renamed.layout.base_model != collection.manifest.base
+    subject = evaluator, collection, {"": generator, "renamed": renamed}, held_out, trained_on
+    rows = evaluate(*subject, prompt_batches=1, methods=["generated"]).rows
+    assert rows["generated, renamed"] == rows[methods.GENERATED]
+
+
 def test_what_does_not_fit_is_refused(base, collection, generator, tiny_base, trained_on):
     adapter = last(collection, trained_on[0])
     with (
