@@ -170,7 +170,9 @@ class Adapter:
         try:
             with _errors_explained():
                 self._check_fits(model)
-                wrapped = get_peft_model(model, self._peft_config())
+                config = self._peft_config()
+                config.base_model_name_or_path = None  # PEFT enters the model's, else with a warning
+                wrapped = get_peft_model(model, config)
                 self._set_tensors(wrapped)
         except InvalidInput:
             for name, module in list(model.named_modules()):
