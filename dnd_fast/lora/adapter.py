@@ -171,7 +171,7 @@ class Adapter:
             with _errors_explained():
                 self._check_fits(model)
                 config = self._peft_config()
-                config.base_model_name_or_path = None  # PEFT enters the model's, else with a warning
+                config.base_model_name_or_path = None  # else PEFT warns of renaming it
                 wrapped = get_peft_model(model, config)
                 self._set_tensors(wrapped)
         except InvalidInput:
