@@ -64,9 +64,9 @@ def _appeared(staged: Path, path: Path) -> bool:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a file beside ``path`` to write; on success it becomes ``path`` by one rename.
+    """Yield a file to write, in a folder beside ``path``; on success one rename makes it ``path``.
 
-    What a killed process has left of it is overwritten the next time.
+    What a killed process has left in that folder goes the next time.
 
     Raises:
         OSError: ``path`` is a folder, its folder cannot be written, or the disk is full.
@@ -74,14 +74,17 @@ def atomic_file(path: Path) -> Iterator[Path]:
     _require_no_folder(path)
     require_no_file(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.partial")
+    folder = path.with_name(f".{path.name}.staged")  # of its own: safetensors, too, stages files
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    staged = folder / path.name
     try:
         yield staged
         _sync(staged)
         staged.replace(path)
         _sync(path.parent)
     finally:
-        staged.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_no_file(folder: Path) -> None:
