@@ -188,7 +188,10 @@ def labelled_folders(options: list[str]) -> dict[str, Path]:
     for option, (label, mark, folder) in zip(options, pairs, strict=True):
         if not (label and mark and folder):
             raise InvalidInput(f"--adapter {option}: expected LABEL=FOLDER.")
-    return {label: Path(folder) for label, _, folder in pairs}
+    labelled = {label: Path(folder) for label, _, folder in pairs}
+    if len(labelled) < len(pairs):
+        raise InvalidInput("two of --adapter have the same label; each is a row of its own.")
+    return labelled
 
 
 def _print(evaluation: Evaluation, full: bool) -> None:
