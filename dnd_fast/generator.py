@@ -38,6 +38,7 @@ from dnd_fast.svf.layout import layout_from_dict
 from dnd_fast.text.encoder import TextEncoder
 from dnd_fast.text.prompt_encoder import PromptEncoder, move
 from dnd_fast.text.prompts import read_prompts, sample_prompts
+from dnd_fast.text.whitening import Whitening
 
 logger = logging.getLogger(__name__)
 Device = str | torch.device
@@ -64,6 +65,7 @@ class Generator(
     Attributes:
         decoder: the hyper-convolutional decoder.
         layout: tokens <-> LoRA tensors, with the collection's statistics.
+        whitening: what embeddings pass through on their way to the decoder, or None.
         timings: seconds of each stage of the last :meth:`generate`.
 
     Raises:
@@ -83,6 +85,8 @@ class Generator(
             config.decoder.features, config.decoder.kernel_size, projection=projection
         )
         self.layout = layout_from_dict(config.layout)
+        width = self.decoder.features[0][2]
+        self.whitening = Whitening(width) if condition.whitening else None
         if not isinstance(encoder, PromptEncoder | None):
             raise InvalidInput(
                 f"encoder is a {type(encoder).__name__}; load one by TextEncoder.from_pretrained()."
@@ -128,7 +132,7 @@ class Generator(
         return self.decoder.device
 
     def encode(self, tasks: Sequence[Sequence[str]], *, cache: Path | None = None) -> Tensor:
-        """Embed N prompts for each task: ``[tasks, N, L, C]`` float32, before any projection.
+        """Embed N prompts for each task, as the decoder takes them: ``[tasks, N, L, C]`` float32.
 
         Raises:
             InvalidInput: a task has not exactly N prompts, or one is unusable.
@@ -142,7 +146,8 @@ class Generator(
                 )
         flat = [prompt for task in tasks for prompt in task]
         hidden = self.encoder.encode(flat, spec.length, padding=spec.padding, cache=cache)
-        return hidden.unflatten(0, (len(tasks), spec.prompts))
+        condition = hidden.unflatten(0, (len(tasks), spec.prompts))
+        return condition if self.whitening is None else self.whitening(condition)
 
     def prepare(
         self,

@@ -71,6 +71,8 @@ class ConditionSpec:
         projection: how the projection reads its input: ``"transpose"`` along L, or ``"view"``, the
             reinterpretation of the first published code.
         padding: what padding positions hold: ``"zero"``, or ``"encoded"`` as the encoder puts out.
+        whitening: whether embeddings are whitened before the decoder, see
+            :class:`dnd_fast.text.whitening.Whitening` (ours, not the paper's).
     """
 
     encoder: str
@@ -79,6 +81,7 @@ class ConditionSpec:
     projected_length: int | None = None
     projection: Literal["transpose", "view"] = "transpose"
     padding: Literal["zero", "encoded"] = "zero"
+    whitening: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from dnd_fast.lora.frozen_base import FrozenBase
 from dnd_fast.lora.weight_layout import WeightLayout
 from dnd_fast.recipe import Phase
 from dnd_fast.svf.expert import DecomposedModel
+from dnd_fast.text.whitening import Whitening
 from dnd_fast.train.generator.config import TrainerConfig
 from dnd_fast.train.generator.data import (
     MicroBatch,
@@ -56,6 +57,7 @@ class Loss:
         base: The frozen base model, for "sft"; decomposed, if the layout is of experts.
         device: Device of all of them.
         trainer_config: Precision, and whether to compute activations again.
+        whitening: What embeddings pass through on their way to the decoder, or None.
     """
 
     model: nn.Module
@@ -64,10 +66,13 @@ class Loss:
     base: Base | None
     device: torch.device
     trainer_config: TrainerConfig
+    whitening: Whitening | None = None
 
     def __call__(self, batch: MicroBatch, phase: Phase) -> Tensor:
         """Return a differentiable scalar in float32, computed with noise and dropout."""
         batch = batch.to(self.device)
+        if self.whitening is not None:
+            batch = batch._replace(hidden=self.whitening(batch.hidden))
         condition = pad_conditions(batch, self.decoder.condition_shape)
         add_noise_and_dropout(condition, batch.targets, batch.pairs, phase)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainer_config.bf16):

@@ -2,6 +2,7 @@
 
 run.json                 everything that decides the result
 statistics.safetensors   mean and std of the adapters' tokens, and the tokens' importance
+whitening.safetensors    mean of the training texts' embeddings, and the matrix that whitens them
 checkpoints/             see dnd_fast.train.generator.checkpoints
 log.jsonl                one line per step, one per evaluation
 generator-mse/           the generator after a phase that another one follows, by objectives so far
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ from dnd_fast.lora.weight_layout import WeightLayout
 from dnd_fast.recipe import Phase, Recipe
 from dnd_fast.text.datasets import Dataset
 from dnd_fast.text.prompt_encoder import PromptEncoder
+from dnd_fast.text.whitening import Whitening
 from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.adapters.lora_trainer import shorten
 from dnd_fast.train.adapters.statistics import fit_layout
@@ -50,6 +53,7 @@ from dnd_fast.train.generator.run_file import begin_or_resume
 from dnd_fast.train.generator.trainer import StepMetrics, Trainer
 
 STATISTICS_FILE = "statistics.safetensors"
+WHITENING_FILE = "whitening.safetensors"
 LOG_FILE = "log.jsonl"
 MAX_LENGTH = 2048  # tokens of an example, where the collection does not say
 Progress = Callable[[str, int, int], None]  # stage, done, in all
@@ -103,6 +107,8 @@ def train_run(
         watched = run.watched()
         names = [*trained_on, *watched]
         texts = run.embedded_texts(names, generator.encoder, cache or out / "cache", progress)
+        if generator.whitening is not None:
+            run.fit_whitening(generator.whitening, [texts[name] for name in trained_on])
         base, examples = run.base_and_examples(names, generator.layout)
         tasks = run.tasks(names, texts, examples, generator.layout)
         checkpoints = Checkpoints(out / "checkpoints", keep)
@@ -111,6 +117,7 @@ def train_run(
             generator.layout,
             *run.paired(tasks[: len(trained_on)]),
             run_config.recipe.phases,
+            whitening=generator.whitening,
             base=base,
             held_out=run.paired(tasks[len(trained_on) :]) if watched else None,
             context=context,
@@ -233,6 +240,19 @@ class _Run:
             layout.set_statistics(stored["mean"], stored["std"])
         return stored["importance"]
 
+    def fit_whitening(
+        self, whitening: Whitening, texts: Sequence[tuple[EmbeddedTexts, ...]]
+    ) -> None:
+        """Fit to the training texts, once for all processes and resumptions."""
+        file = self.out / WHITENING_FILE
+        if self.context.main and not file.exists():
+            rows = itertools.chain.from_iterable(itertools.chain.from_iterable(texts))
+            whitening.fit(rows)
+            with atomic_file(file) as staged:
+                write_safetensors(staged, whitening.state_dict())
+        self.context.wait()
+        whitening.load_state_dict(read_safetensors(file))
+
     def dataset(self, name: str) -> Dataset:
         """Return a data set of the collection, or one without adapters."""
         if name in self.collection.names:
@@ -345,7 +365,7 @@ class _Run:
 def _write_generator(path: Path, generator: Generator, weights: dict[str, Tensor]) -> None:
     with torch.device("meta"):
         whole = Generator(generator.config)
-    whole.layout = generator.layout
+    whole.layout, whole.whitening = generator.layout, generator.whitening
     whole.decoder.criterion_weight = weights["criterion_weight"]
     whole.decoder.load_state_dict(weights, assign=True)
     whole.save_pretrained(path)

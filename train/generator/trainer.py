@@ -20,6 +20,7 @@ from dnd_fast.decoder.model import HyperConvDecoder
 from dnd_fast.errors import InvalidInput
 from dnd_fast.lora.weight_layout import WeightLayout
 from dnd_fast.recipe import Phase
+from dnd_fast.text.whitening import Whitening
 from dnd_fast.train.generator.checkpoints import Checkpoints, State
 from dnd_fast.train.generator.config import TrainerConfig
 from dnd_fast.train.generator.data import MicroBatch, MicroBatches, TaskData, names_in_batch
@@ -72,6 +73,7 @@ class Trainer:
         tasks: Data of each task, in the order that ``pairing`` counts them.
         pairing: Draws conditions and targets.
         phases: Phases, one after the other; each starts a new optimiser.
+        whitening: What embeddings pass through on their way to the decoder, or None.
         base: The frozen base model, for phases with the objective "sft"; a
             :class:`dnd_fast.svf.expert.DecomposedModel`, if the layout is of experts.
         held_out: Other tasks, with a pairing of their own, whose loss is measured every
@@ -91,6 +93,7 @@ class Trainer:
     tasks: Sequence[TaskData]
     pairing: Pairing
     phases: Sequence[Phase]
+    whitening: Whitening | None = None
     base: Base | None = None
     held_out: tuple[Sequence[TaskData], Pairing] | None = None
     context: DistributedContext = field(default_factory=DistributedContext)
@@ -116,7 +119,17 @@ class Trainer:
         self.layout.to(device)
         self.decoder.checkpointing = self.trainer_config.checkpointing
         model = self.context.wrap(self.decoder, shard=self.trainer_config.shard)
-        self.loss = Loss(model, self.decoder, self.layout, self.base, device, self.trainer_config)
+        if self.whitening is not None:
+            self.whitening.to(device)
+        self.loss = Loss(
+            model,
+            self.decoder,
+            self.layout,
+            self.base,
+            device,
+            self.trainer_config,
+            self.whitening,
+        )
         state = self.checkpoints.latest() if self.checkpoints else None
         if state is not None:
             load_weights(self.decoder, state.weights)

@@ -18,6 +18,7 @@ from dnd_fast import Generator, InvalidInput, Recipe
 from dnd_fast.base_model import load_base
 from dnd_fast.files import locked
 from dnd_fast.recipe import RECIPES, ConditionSpec, Phase
+from dnd_fast.text.whitening import Whitening
 from dnd_fast.train.adapters.collect import collect_folder
 from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.adapters.names import find_names
@@ -187,6 +188,43 @@ def test_a_run_goes_on_where_it_was_stopped(run_config, collection, encoder, tmp
         for name in ("whole", "broken")
     ]
     assert logs[0] == logs[1]
+
+
+def test_a_run_with_whitening(run_config, collection, encoder, tmp_path, held_out):
+    """Fitted to the training texts alone, once: a run that goes on has what it began with."""
+    condition = dataclasses.replace(RECIPE.condition, whitening=True)
+    recipe = dataclasses.replace(RECIPE, condition=condition)
+    config = dataclasses.replace(run_config, recipe=recipe)
+    train_run(config, collection, tmp_path / "whole", encoder=encoder)
+
+    def on_step_end(metrics):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        train_run(config, collection, tmp_path / "broken", encoder=encoder, on_step_end=on_step_end)
+    train_run(config, collection, tmp_path / "broken", encoder=encoder)
+    assert equal(tmp_path / "whole" / "generator", tmp_path / "broken" / "generator")
+    generator = Generator.from_pretrained(tmp_path / "whole" / "generator", encoder=encoder)
+    trained_on = [name for name in collection.names if name != held_out]
+    hidden = [
+        text[text.any(-1)]
+        for name in trained_on
+        for text in encoder.encode(
+            [example.prompt for example in collection.dataset(name).examples], condition.length
+        )
+    ]
+    expected = Whitening(encoder.width)
+    expected.fit(hidden)
+    torch.testing.assert_close(
+        generator.whitening(hidden[0]), expected(hidden[0]), rtol=1e-2, atol=1e-2
+    )
+    plain = tmp_path / "plain"
+    train_run(run_config, collection, plain, encoder=encoder)
+    logs = [
+        (tmp_path / name / "log.jsonl").read_text().splitlines()[0] for name in ("whole", "plain")
+    ]
+    losses = [json.loads(line)["loss"] for line in logs]
+    assert losses[0] != losses[1]  # the decoder is trained on what it will be given
 
 
 @pytest.mark.parametrize(("losses", "best"), [([3.0, 1.0, 2.0], 2), ([3.0, 2.0, 1.0], None)])
