@@ -25,6 +25,7 @@ class Settings(StrEnum):
 
     levels = "levels"
     wordings = "wordings"
+    answered = "answered"
     controls = "controls"
 
 

@@ -33,6 +33,7 @@ SETTINGS = {
         Setting("unseen-wordings", "own"),
         Setting("unseen-wordings", "unseen-wordings"),
     ),
+    "answered": tuple(Setting(level, "answered") for level in LEVELS),
     "controls": tuple(Setting(level, kind) for kind in ("wrong", "random") for level in LEVELS),
 }
 

@@ -37,7 +37,8 @@ def export(folder: Path, seed: int) -> dict[str, list[Task]]:
       of the level "full" in wordings that no training example has.
     * ``prompts/KIND/NAME.jsonl``: what adapters are generated from, without responses. The kinds
       are ``own`` and ``unseen-wordings``, questions of the level "full" about training items;
-      ``wrong``, another task's; ``random``, random strings.
+      ``wrong``, another task's; ``random``, random strings. In ``answered`` are ``own`` prompts
+      with their responses, for conditions of other forms.
     * ``splits/SPLIT.txt``: names of the tasks, in ``splits/broad.txt`` of those of the broad
       skills, and in ``splits/held-out.txt`` of all that must not train. Two tasks of every known
       skill are in ``splits/collected.txt``, too: enough to collect adapters of.
@@ -70,12 +71,16 @@ def export(folder: Path, seed: int) -> dict[str, list[Task]]:
         },
     )
     known = [*splits["train"], *splits["validation"], *splits["test"]]
-    kinds = {
-        "own": {task: condition_prompts(task, seed) for task in tasks},
-        "unseen-wordings": {task: condition_prompts(task, seed, unseen=True) for task in tasks},
-        "wrong": {task: condition_prompts(other_task(task, known, seed), seed) for task in tasks},
+    own = {task: condition_examples(task, seed) for task in tasks}
+    kinds: dict[str, dict[Task, list[str]]] = {
+        "own": {task: _prompts(own[task]) for task in tasks},
+        "unseen-wordings": {
+            task: _prompts(condition_examples(task, seed, unseen=True)) for task in tasks
+        },
+        "wrong": {task: _prompts(own[other_task(task, known, seed)]) for task in tasks},
         "random": {task: random_strings(task, PROMPTS, seed) for task in tasks},
     }
+    _write(folder / "prompts" / "answered", {task: own[task] for task in tasks})
     for kind, prompts in kinds.items():
         _write(folder / "prompts" / kind, prompts)
     with atomic_folder(folder / "splits") as staged:
@@ -112,9 +117,9 @@ def _collected(tasks: Iterable[Task]) -> list[Task]:
     return [task for same in by_skill.values() for task in same[:COLLECTED_TASKS_OF_SKILL]]
 
 
-def condition_prompts(task: Task, seed: int, *, unseen: bool = False) -> list[str]:
+def condition_examples(task: Task, seed: int, *, unseen: bool = False) -> list[Example]:
     """Return what adapters for a task are generated from, enough for three conditions of eight."""
-    examples = task.examples(
+    return task.examples(
         "train",
         "full",
         PROMPTS,
@@ -122,6 +127,9 @@ def condition_prompts(task: Task, seed: int, *, unseen: bool = False) -> list[st
         wordings="unseen" if unseen else "seen",
         draw="condition",
     )
+
+
+def _prompts(examples: Iterable[Example]) -> list[str]:
     return [example.prompt for example in examples]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from dnd_fast import smollm2
-from dnd_fast.bench.experiments.natural.export import condition_prompts
+from dnd_fast.bench.experiments.natural.export import condition_examples
 from dnd_fast.bench.experiments.natural.suite import LEVELS, split_tasks
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_file, read_json
@@ -72,7 +72,7 @@ def demo_tasks(seed: int) -> list[DemoTask]:
     return [
         DemoTask(
             str(task),
-            condition_prompts(task, seed)[:PROMPTS],
+            [example.prompt for example in condition_examples(task, seed)[:PROMPTS]],
             {level: task.examples("test", level, QUESTIONS, seed=seed) for level in LEVELS},
         )
         for task in map(tasks.__getitem__, TASKS)

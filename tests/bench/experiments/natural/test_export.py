@@ -98,6 +98,17 @@ def test_prompts_have_no_answers(folder):
             assert len(read_prompts(path)) == 24
 
 
+def test_answered_prompts_are_the_tasks_own(folder):
+    for task in TASKS:
+        own, answered = (
+            records(folder / "prompts" / kind / f"{task.name}.jsonl")
+            for kind in ("own", "answered")
+        )
+        assert [row["prompt"] for row in answered] == [row["prompt"] for row in own]
+        assert all(FORMATS[task.format].before in row["response"] for row in answered)
+        assert all(row["response"] != row["prompt"] for row in answered)
+
+
 def test_training_begins_with_questions_in_words(folder):
     """The first 64 can make a condition: they all name skill and format."""
     for task in TASKS:
