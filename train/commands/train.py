@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from dnd_fast.console import console, progress_bars
+from dnd_fast.console import GENERATOR_HELP, console, progress_bars
 from dnd_fast.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -70,6 +70,13 @@ def train(
         typer.Option(
             help="A data set without adapters, or a folder of such, that phases with the objective "
             "'sft' draw from, too. May be repeated."
+        ),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Train on from a generator of the same recipe: {GENERATOR_HELP}",
+            show_default="random weights",
         ),
     ] = None,
     hold_out: Annotated[
@@ -204,6 +211,7 @@ def train(
             candidates=candidates,
             seed=seed,
             data=data or [],
+            start=start,
         )
         with progress_bars() if context.main else nullcontext(_silent) as report:
 

@@ -75,6 +75,8 @@ class RunConfig:
         trainer_config: How to compute.
         data: Data sets without adapters, which phases with the objective "sft" draw from beside the
             collection's.
+        start: Generator to train on from: a name, folder or hub id. Its statistics stay, whatever
+            the collection's are. None: random weights.
     """
 
     recipe: Recipe
@@ -85,3 +87,4 @@ class RunConfig:
     seed: int = 0
     trainer_config: TrainerConfig = field(default_factory=TrainerConfig)
     data: tuple[Dataset, ...] = ()
+    start: str | None = None

@@ -70,6 +70,7 @@ def resolve_run(
     candidates: int | None = None,
     seed: int = 0,
     data: Sequence[Path] = (),
+    start: str | None = None,
 ) -> RunConfig:
     """Put together what decides a run: on GPUs passes that fit, on a CPU the base's dtype.
 
@@ -79,7 +80,7 @@ def resolve_run(
         trainer_config: How to compute; without a micro-batch a GPU takes as many as fit.
         context: This process among all.
         hold_out: Data sets not to train on; see :func:`dnd_fast.train.adapters.names.find_names`.
-        form, strategy, candidates, seed: See :class:`RunConfig`.
+        form, strategy, candidates, seed, start: See :class:`RunConfig`.
         data: Data sets without adapters, as ``.jsonl`` files and folders of such.
 
     Raises:
@@ -99,7 +100,9 @@ def resolve_run(
         trainer_config = dataclasses.replace(trainer_config, base_dtype=name)
     others = tuple(Dataset.read(file) for path in data for file in _files(path))
     held_out = tuple(find_names(collection, hold_out, [dataset.name for dataset in others]))
-    return RunConfig(recipe, held_out, form, strategy, candidates, seed, trainer_config, others)
+    return RunConfig(
+        recipe, held_out, form, strategy, candidates, seed, trainer_config, others, start
+    )
 
 
 def estimate_run(

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,7 +108,7 @@ def train_run(
         watched = run.watched()
         names = [*trained_on, *watched]
         texts = run.embedded_texts(names, generator.encoder, cache or out / "cache", progress)
-        if generator.whitening is not None:
+        if generator.whitening is not None and run_config.start is None:
             run.fit_whitening(generator.whitening, [texts[name] for name in trained_on])
         base, examples = run.base_and_examples(names, generator.layout)
         tasks = run.tasks(names, texts, examples, generator.layout)
@@ -214,14 +215,20 @@ class _Run:
     context: DistributedContext
 
     def new_generator(self, trained_on: Sequence[str], encoder: PromptEncoder | None) -> Generator:
-        """Make an untrained generator with the collection's statistics, planned for training."""
+        """Make the generator to begin with, planned for training.
+
+        It is untrained, with the collection's statistics, unless the run starts from another one.
+        """
         recipe, config = self.config.recipe, self.config.trainer_config
         torch.manual_seed(self.config.seed)
         generator = Generator(generator_config(recipe, self.collection), encoder=encoder)
-        collected = [name for name in trained_on if name in self.collection.names]
-        importance = self._statistics(generator.layout, collected)
         decoder = generator.decoder
-        decoder.criterion_weight = importance.view(1, -1, 1, 1)
+        if self.config.start is not None:
+            _take_over(generator, self.config.start)
+        else:
+            collected = [name for name in trained_on if name in self.collection.names]
+            importance = self._statistics(generator.layout, collected)
+            decoder.criterion_weight = importance.view(1, -1, 1, 1)
         size = max(config.pass_size(phase, self.context.size) for phase in recipe.phases)
         decoder.set_plan(training_plan(decoder, size, kind_of(self.context.device)))
         return generator
@@ -360,6 +367,41 @@ class _Run:
             # Last, because this folder says that all is done.
             _write_generator(self.out / "generator", generator, weights)
         self.context.wait()
+
+
+def _take_over(generator: Generator, start: str) -> None:
+    """Give a generator the weights and statistics of another one of the same kind.
+
+    Raises:
+        FileNotFoundError: there is no such generator.
+        InvalidInput: it is damaged, or of another kind.
+    """
+    source = Generator.from_pretrained(start)
+    theirs, ours = (_kind(each.config) for each in (source, generator))
+    if different := [key for key in ours if theirs[key] != ours[key]]:
+        key = different[0]
+        raise InvalidInput(
+            f"{start} is another kind of generator than the recipe's: its {key} is {theirs[key]}, "
+            f"the recipe's {ours[key]}. Take the recipe that it was trained by."
+        )
+    generator.decoder.criterion_weight = source.decoder.criterion_weight
+    generator.decoder.load_state_dict(source.decoder.state_dict())
+    mean, std = source.layout.mean, source.layout.std
+    if mean is not None and std is not None:
+        generator.layout.set_statistics(mean, std)
+    if generator.whitening is not None and source.whitening is not None:
+        generator.whitening.load_state_dict(source.whitening.state_dict())
+
+
+def _kind(config: GeneratorConfig) -> dict[str, Any]:
+    """What two generators have in common that can take over each other's weights."""
+    entries = dataclasses.asdict(config)
+    return {
+        f"{part}.{key}": value
+        for part in ("condition", "decoder", "layout")
+        for key, value in entries[part].items()
+        if (part, key) not in {("condition", "encoder"), ("layout", "base_model")}
+    }
 
 
 def _write_generator(path: Path, generator: Generator, weights: dict[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_file, read_json, write_json
+from dnd_fast.generator_config import find_files
 from dnd_fast.recipe import Recipe, from_table
 from dnd_fast.train.adapters.collection import MANIFEST_FILE, Collection
 from dnd_fast.train.generator.config import RunConfig
@@ -33,7 +34,8 @@ def begin_or_resume(
         with atomic_file(out / RUN_FILE) as staged:
             write_json(staged, wanted)
         return
-    stored = {"data": {}, "data_sha256": {}} | read_json(out / RUN_FILE)  # older ones lack these
+    # Older ones lack some entries.
+    stored = {"data": {}, "data_sha256": {}, "start_sha256": None} | read_json(out / RUN_FILE)
     if "recipe" in stored:  # with the defaults of entries that did not exist when it was written
         recipe = from_table(Recipe, stored["recipe"], f"{out / RUN_FILE}: recipe")
         stored["recipe"] = _as_read_back(dataclasses.asdict(recipe))
@@ -43,7 +45,7 @@ def begin_or_resume(
                 f"{wanted['data'][name]} has changed since {out} began to train on it; put the "
                 "original back, or give another folder."
             )
-    for name in wanted.keys() - {"versions", "collection", "data"}:
+    for name in wanted.keys() - {"versions", "collection", "data", "start"}:
         if stored.get(name) != wanted[name]:
             theirs, ours = _difference(name, stored.get(name), wanted[name])
             raise InvalidInput(
@@ -65,6 +67,8 @@ def _description(
         "collection_sha256": hashlib.sha256(manifest).hexdigest(),
         "data": {dataset.name: str(dataset.path.resolve()) for dataset in data},
         "data_sha256": {dataset.name: dataset.sha256 for dataset in data},
+        "start": run_config.start,
+        "start_sha256": _hash_generator(run_config.start),
         "trained_on": list(trained_on),
         "held_out": list(run_config.held_out),
         "form": run_config.form,
@@ -79,6 +83,14 @@ def _description(
         },
     }
     return _as_read_back(content)
+
+
+def _hash_generator(name: str | None) -> str | None:
+    if name is None:
+        return None
+    _, weights = find_files(name)
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _as_read_back(content: dict[str, Any]) -> dict[str, Any]:
