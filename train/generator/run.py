@@ -20,8 +20,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -52,6 +50,7 @@ from dnd_fast.train.generator.log import Log
 from dnd_fast.train.generator.pairs import Pairing, condition_texts
 from dnd_fast.train.generator.run_file import begin_or_resume
 from dnd_fast.train.generator.trainer import StepMetrics, Trainer
+from dnd_fast.train.generator.warm_start import warm_start
 
 STATISTICS_FILE = "statistics.safetensors"
 WHITENING_FILE = "whitening.safetensors"
@@ -224,7 +223,7 @@ class _Run:
         generator = Generator(generator_config(recipe, self.collection), encoder=encoder)
         decoder = generator.decoder
         if self.config.start is not None:
-            _take_over(generator, self.config.start)
+            warm_start(generator, self.config.start)
         else:
             collected = [name for name in trained_on if name in self.collection.names]
             importance = self._statistics(generator.layout, collected)
@@ -367,41 +366,6 @@ class _Run:
             # Last, because this folder says that all is done.
             _write_generator(self.out / "generator", generator, weights)
         self.context.wait()
-
-
-def _take_over(generator: Generator, start: str) -> None:
-    """Give a generator the weights and statistics of another one of the same kind.
-
-    Raises:
-        FileNotFoundError: there is no such generator.
-        InvalidInput: it is damaged, or of another kind.
-    """
-    source = Generator.from_pretrained(start)
-    theirs, ours = (_kind(each.config) for each in (source, generator))
-    if different := [key for key in ours if theirs[key] != ours[key]]:
-        key = different[0]
-        raise InvalidInput(
-            f"{start} is another kind of generator than the recipe's: its {key} is {theirs[key]}, "
-            f"the recipe's {ours[key]}. Take the recipe that it was trained by."
-        )
-    generator.decoder.criterion_weight = source.decoder.criterion_weight
-    generator.decoder.load_state_dict(source.decoder.state_dict())
-    mean, std = source.layout.mean, source.layout.std
-    if mean is not None and std is not None:
-        generator.layout.set_statistics(mean, std)
-    if generator.whitening is not None and source.whitening is not None:
-        generator.whitening.load_state_dict(source.whitening.state_dict())
-
-
-def _kind(config: GeneratorConfig) -> dict[str, Any]:
-    """What two generators have in common that can take over each other's weights."""
-    entries = dataclasses.asdict(config)
-    return {
-        f"{part}.{key}": value
-        for part in ("condition", "decoder", "layout")
-        for key, value in entries[part].items()
-        if (part, key) not in {("condition", "encoder"), ("layout", "base_model")}
-    }
 
 
 def _write_generator(path: Path, generator: Generator, weights: dict[str, Tensor]) -> None:
