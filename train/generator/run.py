@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
