@@ -21,14 +21,17 @@ from transformers import (
 
 from dnd_fast import smollm2
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_folder, check_weights
+from dnd_fast.files import atomic_folder, check_weights, hash_file, read_json, write_json
 from dnd_fast.generator_config import GeneratorConfig
+from dnd_fast.hub import split_revision
 from dnd_fast.kernels.device_tables import cache_folder
 from dnd_fast.lora.batched import require_chat_template
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.lora.target_modules import auto_model
 from dnd_fast.recipe import Recipe
 from dnd_fast.text.prompt_encoder import move
+
+CHECKSUMS_FILE = "checksums.json"
 
 
 def load_base(
@@ -45,7 +48,8 @@ def load_base(
     comes with a model is never run.
 
     Args:
-        name: ``"smollm2"``, a folder, a ``.gguf`` file or a hub id.
+        name: ``"smollm2"``, a folder, a ``.gguf`` file or a hub id, of which ``id@revision`` is
+            one revision.
         tokenizer: The same for the tokenizer, where it is not the base's own.
         dtype: Dtype of the model's weights. Those of a ``.gguf`` file are dequantised to it.
         device: Device to run it on.
@@ -73,6 +77,8 @@ def write_base(
 ) -> None:
     """Write a base model as a folder that transformers, PEFT and vLLM load, or nothing at all.
 
+    Beside it are the SHA-256 of its weights, which :func:`load_base` checks.
+
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
@@ -82,6 +88,8 @@ def write_base(
         except SafetensorError as error:  # so it reports a full disk
             raise OSError(f"{folder} cannot be written: {error}") from error
         tokenizer.save_pretrained(staged)
+        weights = sorted(staged.glob("*.safetensors"))
+        write_json(staged / CHECKSUMS_FILE, {file.name: hash_file(file) for file in weights})
 
 
 def check_fits(name: str, recipe: Recipe) -> None:
@@ -136,6 +144,7 @@ def _load_tokenizer(place: str) -> PreTrainedTokenizerBase:
 
 
 def _load_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
+    _check_files(place)
     config, source = _load_config(place), _source(place)
     auto, is_gguf = auto_model(config), "gguf_file" in source
     if is_gguf:  # weights would stay packed where there are kernels for that
@@ -160,10 +169,26 @@ def _load_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
     return loaded
 
 
+def _check_files(place: str) -> None:
+    """Compare weights with the checksums that :func:`write_base` has put beside them, if it has."""
+    file = Path(place, CHECKSUMS_FILE)
+    for name, expected in read_json(file).items() if file.is_file() else ():
+        if hash_file(file.parent / Path(name).name) != expected:
+            raise InvalidInput(
+                f"the base {place!r} is damaged: {name} does not have the SHA-256 {expected} that "
+                "it had when it was written. Remove the folder, and fetch or write it again."
+            )
+
+
 def _source(place: str) -> dict[str, Any]:
     """Return arguments for transformers' ``from_pretrained``."""
     if not place.endswith(".gguf"):
-        return {"pretrained_model_name_or_path": place, "trust_remote_code": False}
+        name, revision = split_revision(place)
+        return {
+            "pretrained_model_name_or_path": name,
+            "revision": revision,
+            "trust_remote_code": False,
+        }
     file = Path(place).resolve()  # transformers prefers a file of this name in the current folder
     if not file.is_file():
         raise FileNotFoundError(f"{place} does not exist or is no file.")

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 
 console = Console()
-BASE_HELP = "'smollm2', a folder, a .gguf file, or a hub id."
-GENERATOR_HELP = "'demo', a folder, or a hub id."
+BASE_HELP = "'smollm2', a folder, a .gguf file, or a hub id (id@revision)."
+GENERATOR_HELP = "'demo', a folder, or a hub id (id@revision)."
 
 
 class Impl(StrEnum):

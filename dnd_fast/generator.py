@@ -27,6 +27,7 @@ from dnd_fast.files import (
     atomic_folder,
     check_weights,
     read_safetensors,
+    read_unchanged,
     write_json,
     write_safetensors,
 )
@@ -300,11 +301,12 @@ class Generator(
         """Load a generator from a folder or the hub; ``"demo"`` is the embedded one.
 
         Args:
-            pretrained_model_name_or_path: ``"demo"``, a folder, or a hub id.
+            pretrained_model_name_or_path: ``"demo"``, a folder, or a hub id; of that
+                ``id@revision`` is one revision.
             encoder: a text encoder to use instead of the one that the config names.
             dtype: of the decoder's weights in memory, whatever it is on disk.
 
-        The other arguments are those of ``huggingface_hub.hf_hub_download``.
+        The other arguments are those of ``huggingface_hub.snapshot_download``.
 
         Raises:
             FileNotFoundError: a folder without the two files, or an unknown hub id.
@@ -320,13 +322,19 @@ class Generator(
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        config = GeneratorConfig.read(config_file)
+        config, tensors = read_unchanged(
+            config_file.parent,
+            lambda: (
+                GeneratorConfig.read(config_file),
+                read_safetensors(weights_file, unchecked="warn"),
+            ),
+        )
         try:
             with torch.device("meta"):
                 generator = cls(config, encoder=encoder)
         except InvalidInput as error:
             raise InvalidInput(f"{config_file}: {error}") from error
-        generator._load(read_safetensors(weights_file), str(weights_file))
+        generator._load(tensors, str(weights_file))
         return generator.to(dtype)
 
     def _load(self, tensors: dict[str, Tensor], where: str) -> None:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import read_json
+from dnd_fast.hub import split_revision
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
 
@@ -69,12 +70,13 @@ class GeneratorConfig:
         return from_table(cls, content, str(file))
 
 
-def find_files(name: str, **hub: Any) -> tuple[Path, Path]:
+def find_files(name: str, *, revision: str | None = None, **hub: Any) -> tuple[Path, Path]:
     """The config and the weights of a generator.
 
     Args:
-        name: ``"demo"``, a folder, or a hub id.
-        hub: arguments of ``huggingface_hub.hf_hub_download``.
+        name: ``"demo"``, a folder, or a hub id; of that ``id@revision`` is one revision.
+        revision: the same, apart from the name.
+        hub: other arguments of ``huggingface_hub.snapshot_download``.
 
     Raises:
         FileNotFoundError: a folder without the two files, or an unknown hub id.
@@ -85,17 +87,22 @@ def find_files(name: str, **hub: Any) -> tuple[Path, Path]:
             f"the embedded generator is missing at {folder}; install dnd-fast again, or rebuild "
             "it: dnd-fast demo --retrain."
         )
-    if folder.is_dir():
-        for file in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / file).is_file():
-                raise FileNotFoundError(f"{folder} is no generator: {file} is missing.")
-        return folder / CONFIG_FILE, folder / WEIGHTS_FILE
-    try:
-        config, weights = (
-            Path(hf_hub_download(name, file, **hub)) for file in (CONFIG_FILE, WEIGHTS_FILE)
-        )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise FileNotFoundError(
-            f"there is no generator folder {name!r}, and the hub gives none: {error}"
-        ) from error
-    return config, weights
+    if not folder.is_dir():
+        place, named = split_revision(name)
+        try:  # both files of one commit, whatever is pushed meanwhile
+            folder = Path(
+                snapshot_download(
+                    place,
+                    revision=revision or named,
+                    allow_patterns=[CONFIG_FILE, WEIGHTS_FILE],
+                    **hub,
+                )
+            )
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise FileNotFoundError(
+                f"there is no generator folder {name!r}, and the hub gives none: {error}"
+            ) from error
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder} is no generator: {file} is missing.")
+    return folder / CONFIG_FILE, folder / WEIGHTS_FILE

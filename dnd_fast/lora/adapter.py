@@ -19,6 +19,7 @@ from dnd_fast.files import (
     check_weights,
     read_json,
     read_safetensors,
+    read_unchanged,
     write_json,
     write_safetensors,
 )
@@ -116,7 +117,9 @@ class Adapter:
         path = Path(path)
         if not path.is_dir():
             raise FileNotFoundError(f"there is no adapter folder at {path}.")
-        config, tensors = read_json(path / CONFIG_FILE), read_safetensors(path / WEIGHTS_FILE)
+        config, tensors = read_unchanged(
+            path, lambda: (read_json(path / CONFIG_FILE), read_safetensors(path / WEIGHTS_FILE))
+        )
         try:
             return cls(tensors, config)
         except InvalidInput as error:

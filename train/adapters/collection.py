@@ -29,6 +29,7 @@ from dnd_fast.files import (
     write_json,
     write_safetensors,
 )
+from dnd_fast.filesystem import sweep
 from dnd_fast.lora.adapter import CONFIG_FILE, Adapter, lora_config
 from dnd_fast.recipe import from_table
 from dnd_fast.text.datasets import Dataset
@@ -170,8 +171,8 @@ class Collection:
         Raises:
             InvalidInput: the folder holds something else, or adapters by other settings.
         """
-        for half_written in folder.glob("adapters/*/.step-*"):  # by a process that was killed
-            shutil.rmtree(half_written)
+        for written_to in (folder, folder / "datasets", *folder.glob("adapters/*")):
+            sweep(written_to)
         if (folder / MANIFEST_FILE).exists():
             manifest = Manifest.read(folder)
             manifest.check_same_settings(wanted, folder)
@@ -286,8 +287,15 @@ class Collection:
         path = self.folder / STATE_FILE
         if not path.exists():
             return {}, 0, {}
-        entries = read_metadata(path)
-        return json.loads(entries["datasets"]), int(entries["step"]), read_safetensors(path)
+        entries, state = read_metadata(path), read_safetensors(path, unchecked="warn")
+        try:
+            begun, step = dict(json.loads(entries["datasets"])), int(entries["step"])
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise InvalidInput(
+                f"{path} does not say what it is the state of; remove it, and what was begun "
+                "starts anew."
+            ) from error
+        return begun, step, state
 
     def _dataset_path(self, name: str) -> Path:
         return self.folder / "datasets" / f"{name}.jsonl"

@@ -10,7 +10,6 @@ All draws are functions of seed, step and position, so nothing else is needed to
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,11 @@ from dnd_fast.files import (
     atomic_folder,
     read_json,
     read_safetensors,
+    remove_folder,
     write_json,
     write_safetensors,
 )
+from dnd_fast.filesystem import sweep
 
 logger = logging.getLogger(__name__)
 WEIGHTS_FILE, OPTIMIZER_FILE, STATE_FILE = (
@@ -87,19 +88,18 @@ class Checkpoints:
         best = self.best(state.phase)
         for step in self.steps()[: -self.keep]:
             if step != best:
-                self._delete(self._path(step))
+                remove_folder(self._path(step))
 
     def latest(self) -> State | None:
         """Read the newest checkpoint that can be read; None where there is none."""
         if self.folder.is_dir():
-            for leftover in self.folder.glob(".step-*"):  # of a process that was killed
-                shutil.rmtree(leftover, ignore_errors=True)  # all processes do
+            sweep(self.folder)
         for step in reversed(self.steps()):
             path = self._path(step)
             try:
                 content = read_json(path / STATE_FILE)
-                optimizer = read_safetensors(path / OPTIMIZER_FILE)
-                weights = read_safetensors(path / WEIGHTS_FILE)
+                optimizer = read_safetensors(path / OPTIMIZER_FILE, unchecked="warn")
+                weights = read_safetensors(path / WEIGHTS_FILE, unchecked="warn")
                 optimizer |= content["optimizer"]
                 return State(step, content["phase"], weights, optimizer, content["score"])
             except (InvalidInput, FileNotFoundError, KeyError) as error:
@@ -134,9 +134,3 @@ class Checkpoints:
             return content["score"] if content["phase"] == phase else None
         except (InvalidInput, FileNotFoundError, KeyError):
             return None
-
-    def _delete(self, path: Path) -> None:
-        """Delete by one rename first, so that no half of it is ever taken for a checkpoint."""
-        doomed = path.with_name(f".{path.name}.deleted")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
