@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dnd_fast.filesystem import TEMPORARY
 from dnd_fast.train.generator.checkpoints import Checkpoints, State
 
 from .toy import MSE, SFT, new_trainer
@@ -138,7 +139,7 @@ def test_a_full_disk_leaves_the_older_one(tmp_path, monkeypatch):
 def test_leftovers_are_removed(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(1))
-    for name in (".step-000002.abc", ".step-000000.deleted"):
+    for name in (f"{TEMPORARY}1", f"{TEMPORARY}2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights.safetensors").write_bytes(b"half")
     assert checkpoints.latest().step == 1
