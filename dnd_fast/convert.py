@@ -14,10 +14,11 @@ from torch import Tensor
 from dnd_fast.decoder.length_projection import LengthProjection
 from dnd_fast.decoder.model import HyperConvDecoder
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import check_weights, read_safetensors, read_torch
+from dnd_fast.files import check_weights, read_safetensors
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.recipe import DecoderSpec, Recipe
+from dnd_fast.torch_file import read_torch
 
 # The published names of a block's parameters, and ours.
 RENAMED = {

@@ -17,7 +17,6 @@ import json
 import os
 import stat
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,41 +223,6 @@ def read_safetensors(
     return tensors
 
 
-def read_torch(path: str | Path) -> Any:
-    """Return what ``torch.save`` has written: tensors, numbers, texts, and mappings of these.
-
-    Raises:
-        OSError: there is no such file.
-        InvalidInput: the file is damaged or compressed, or holds other objects.
-    """
-    import torch
-
-    try:
-        _check_archive(Path(path))
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (InvalidInput, OSError):
-        raise
-    except Exception as error:  # of many types; some advise to load it unsafely
-        raise InvalidInput(
-            f"{path} is damaged, or holds objects beside tensors, which could run code and are "
-            "never loaded. Fetch it again, or have its state dict alone saved."
-        ) from error
-
-
-def _check_archive(path: Path) -> None:
-    """Check what torch does not: checksums of members, and that they are as large as they lie."""
-    if not zipfile.is_zipfile(path):  # as of torch before 1.6
-        return
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members) or (
-            sum(member.file_size for member in members) > path.stat().st_size
-        ):
-            raise InvalidInput(f"{path} is compressed, which torch.save never does; save it anew.")
-        if (damaged := archive.testzip()) is not None:
-            raise InvalidInput(f"{path} is damaged: {damaged} fails its CRC. Fetch it again.")
-
-
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The texts that :func:`write_safetensors` put beside the tensors.
 
@@ -303,6 +267,19 @@ def write_safetensors(
         save_file(dense, path, metadata=about | {CHECKSUM: hash_tensors(dense, about)})
     except SafetensorError as error:  # so it reports a full disk
         raise OSError(f"{path.name} cannot be written: {error}") from error
+    _sort_texts(path)
+
+
+def _sort_texts(path: Path) -> None:
+    """Put the texts of a safetensors file in order: its library writes them in a random one."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(
+            json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        )
 
 
 def warn_unchecked(path: Path) -> None:

@@ -379,6 +379,19 @@ def test_every_flipped_bit_is_noticed(tmp_path):
     assert refused > 1.5 * len(whole)
 
 
+@pytest.mark.parametrize("name", ["x", 'a "quoted" \\ name', "é\u2028\x1f\x7f"])
+def test_equal_content_is_equal_bytes(tmp_path, name):
+    """And stays readable, whatever JSON makes of the names."""
+    file, written = tmp_path / "a.safetensors", set()
+    for _ in range(8):
+        texts = {"one": name, "two": "2", "three": "3"}
+        write_safetensors(file, {name: torch.arange(3.0)}, texts)
+        assert read_metadata(file).items() >= texts.items()
+        assert read_safetensors(file, unchecked="refuse")[name].tolist() == [0, 1, 2]
+        written.add(file.read_bytes())
+    assert len(written) == 1
+
+
 def test_files_without_a_checksum(tmp_path):
     """Those of others are as good as ours; of our own earlier ones, there is a warning."""
     file = tmp_path / "a.safetensors"
