@@ -41,7 +41,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "training base": training_base.markdown,
     "training memory": training.memory_markdown,
     "alternatives": alternatives.markdown,
-    "natural": natural.markdown,
+    "natural": natural.scores,
+    "natural elsewhere": natural.elsewhere,
     **{f"svf {name}": partial(experts.scores, name) for name in experts.SCORES},
     "svf objectives": experts.objectives_scores,
 }

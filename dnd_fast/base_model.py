@@ -24,7 +24,6 @@ from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_folder, check_weights, hash_file, read_json, write_json
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.hub import split_revision
-from dnd_fast.kernels.device_tables import cache_folder
 from dnd_fast.lora.batched import require_chat_template
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.lora.target_modules import auto_model
@@ -118,7 +117,7 @@ def _find(name: str) -> str:
     """Return the folder, ``.gguf`` file or hub id that a base is loaded from."""
     if name != smollm2.NAME:
         return name
-    folder = cache_folder() / "bases" / smollm2.SHA256
+    folder = smollm2.kept_folder()
     if not folder.is_dir():
         file = smollm2.packaged_file()
         if file is None:

@@ -31,8 +31,12 @@ class Weights(StrEnum):
 
 
 @contextmanager
-def progress_bars() -> Iterator[Any]:
-    """One bar per stage, with the time left; yields the function to report progress to."""
+def progress_bars(*, transient: bool = False) -> Iterator[Any]:
+    """One bar per stage, with the time left; yields the function to report progress to.
+
+    Args:
+        transient: whether the bars vanish at the end.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -49,7 +53,7 @@ def progress_bars() -> Iterator[Any]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bars:
+    with Progress(*columns, console=console, transient=transient) as bars:
         stages: dict[str, Any] = {}
 
         def report(stage: str, done: int, total: int, note: str = "") -> None:

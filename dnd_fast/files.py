@@ -86,7 +86,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     _require_no_folder(path)
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path} is no regular file; give another path to write to.")
-    _require_no_file(path.parent)
+    require_no_file(path.parent)
     with temporary_folder(path.parent) as folder:
         staged = folder / path.name
         yield staged
@@ -345,7 +345,7 @@ def _appeared(staged: Path, path: Path) -> bool:
 
 
 def _require_replaceable(folder: Path) -> None:
-    _require_no_file(folder)
+    require_no_file(folder)
     for what, is_it in (
         ("a mount point", os.path.ismount(folder)),
         ("where this process works", Path.cwd().is_relative_to(folder)),
@@ -354,7 +354,8 @@ def _require_replaceable(folder: Path) -> None:
             raise OSError(f"{folder} is {what} and cannot be replaced; give a folder in it.")
 
 
-def _require_no_file(folder: Path) -> None:
+def require_no_file(folder: Path) -> None:
+    """Raise NotADirectoryError where a file is in the way of a folder or of one above it."""
     for parent in (folder, *folder.parents):
         if parent.exists() and not parent.is_dir():
             raise NotADirectoryError(f"{parent} is a file; give a folder to write to.")

@@ -298,7 +298,7 @@ class Generator(
         encoder: PromptEncoder | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Generator:
-        """Load a generator from a folder or the hub; ``"demo"`` is the embedded one.
+        """Load a generator: one that comes with the package, or from a folder or the hub.
 
         Args:
             pretrained_model_name_or_path: ``"demo"``, a folder, or a hub id; of that

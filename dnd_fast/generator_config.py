@@ -15,7 +15,19 @@ from dnd_fast.hub import split_revision
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
 
-DEMO_MODELS = Path(__file__).parent / "demo" / "models"
+PACKAGE = Path(__file__).parent
+DEMO_MODELS = PACKAGE / "demo" / "models"
+# Where generators of the package are, and what to do where one is missing.
+SHIPPED = {
+    "demo": (
+        DEMO_MODELS / "generator",
+        "install dnd-fast again, or rebuild it: dnd-fast demo --tiny --retrain",
+    ),
+    "smollm2": (
+        PACKAGE / "generators" / "smollm2",
+        "it does not come with this version yet; docs/real-model.md says how to train it",
+    ),
+}
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT_VERSION = 1
@@ -74,20 +86,16 @@ def find_files(name: str, *, revision: str | None = None, **hub: Any) -> tuple[P
     """The config and the weights of a generator.
 
     Args:
-        name: ``"demo"``, a folder, or a hub id; of that ``id@revision`` is one revision.
+        name: ``"demo"`` or another of ``SHIPPED``, a folder, or a hub id; of that ``id@revision``
+            is one revision.
         revision: the same, apart from the name.
         hub: other arguments of ``huggingface_hub.snapshot_download``.
 
     Raises:
         FileNotFoundError: a folder without the two files, or an unknown hub id.
     """
-    folder = DEMO_MODELS / "generator" if name == "demo" else Path(name)
-    if name == "demo" and not folder.is_dir():
-        raise FileNotFoundError(
-            f"the embedded generator is missing at {folder}; install dnd-fast again, or rebuild "
-            "it: dnd-fast demo --retrain."
-        )
-    if not folder.is_dir():
+    folder, remedy = SHIPPED.get(name, (Path(name), ""))
+    if name not in SHIPPED and not folder.is_dir():
         place, named = split_revision(name)
         try:  # both files of one commit, whatever is pushed meanwhile
             folder = Path(
@@ -102,7 +110,12 @@ def find_files(name: str, *, revision: str | None = None, **hub: Any) -> tuple[P
             raise FileNotFoundError(
                 f"there is no generator folder {name!r}, and the hub gives none: {error}"
             ) from error
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / file).is_file():
-            raise FileNotFoundError(f"{folder} is no generator: {file} is missing.")
-    return folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    files = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    missing = next((file.name for file in files if not file.is_file()), None)
+    if missing is None:
+        return files
+    if name in SHIPPED:
+        raise FileNotFoundError(
+            f"the embedded generator {name!r} is missing at {folder}: {remedy}."
+        )
+    raise FileNotFoundError(f"{folder} is no generator: {missing} is missing.")

@@ -135,7 +135,9 @@ class Phase:
         weight_decay: AdamW's weight decay.
         clip: the largest norm of the gradient.
         noise: the standard deviation of Gaussian noise on the condition; the target has a tenth.
-        dropout: the share of the condition that is dropped.
+        dropout: the share of the condition that is dropped, number by number.
+        prompt_dropout: the share of a condition's prompts that are dropped as a whole, never all of
+            them: a decoder learns not to need every wording of a task.
         weighted: whether tokens count by their importance (``mse``), as in the paper.
     """
 
@@ -148,7 +150,15 @@ class Phase:
     clip: float = 1.0
     noise: float = 1e-4
     dropout: float = 0.0
+    prompt_dropout: float = 0.0
     weighted: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("dropout", "prompt_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidInput(
+                    f"{name}={getattr(self, name)!r}: it must be a share from 0 to below 1."
+                )
 
 
 @dataclass(frozen=True)

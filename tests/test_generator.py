@@ -415,8 +415,21 @@ def test_a_generators_weights(good, tmp_path, change, message):
     fails(message, Generator.from_pretrained, folder)
 
 
-def test_the_embedded_generator_may_be_missing(monkeypatch, tmp_path):
-    """Asking the hub for a model called "demo" would explain nothing."""
-    monkeypatch.setattr(generator_module, "DEMO_MODELS", tmp_path)
-    message = "embedded generator is missing at .*rebuild it: dnd-fast demo --retrain"
-    fails(message, Generator.from_pretrained, "demo", error=FileNotFoundError)
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("demo", "install dnd-fast again, or rebuild it: dnd-fast demo --tiny --retrain"),
+        ("smollm2", "docs/real-model.md says how to train it"),
+    ],
+)
+def test_an_embedded_generator_may_be_missing(monkeypatch, tmp_path, name, remedy):
+    """Asking the hub for a model of that name, or a folder here, would explain nothing."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    message = f"embedded generator '{name}' is missing at {tmp_path}/gone: .*{remedy}"
+    shipped = generator_module.SHIPPED
+    monkeypatch.setitem(shipped, name, (tmp_path / "gone", shipped[name][1]))
+    fails(message, Generator.from_pretrained, name, error=FileNotFoundError)
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "config.json").write_text("{}")  # … and without its weights
+    fails(message, Generator.from_pretrained, name, error=FileNotFoundError)

@@ -146,6 +146,8 @@ def test_a_recipe_that_adapts_some_layers(tmp_path):
         ("[lora]", PHASE.replace("1e-3", "nan") + "[lora]", "learning_rate: found nan"),
         ("[lora]", PHASE.replace("1e-3", "-1.0") + "[lora]", "found -1.0, expected a number of"),
         ("[lora]", PHASE.replace("steps = 9", "") + "[lora]", "entry 'steps' is missing"),
+        ("[lora]", PHASE + "dropout = 1.0\n[lora]", r"dropout=1\.0: it must be a share"),
+        ("[lora]", PHASE + "prompt_dropout = 1.5\n[lora]", r"phases\[0\]: prompt_dropout=1\.5"),
         ("alpha = 4", "alpha = 4\nlayers = [1]", r"layers=\[1\]: it must be two numbers"),
         ("alpha = 4", "alpha = 4\nlayers = [-1, 2]", r"layers\[0\]: found -1, expected an integer"),
         ("alpha = 4", "alpha = 4\nlayers = 3", "layers: found 3, expected a list"),

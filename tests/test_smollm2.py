@@ -188,3 +188,30 @@ def test_without_the_package(monkeypatch, tmp_path):
     model, _ = dnd_fast.load_base("smollm2")
     assert model.config.name_or_path == str(base)
     assert not (tmp_path / "cache").exists()
+
+
+def test_whether_it_can_be_had(package, tmp_path, monkeypatch):
+    """From the package, from the cache without it, from the hub; else not."""
+    asked = []
+
+    def download(hub_id, file):
+        asked.append(hub_id)
+        raise OSError("offline")
+
+    monkeypatch.setattr(smollm2, "hf_hub_download", download)
+    assert smollm2.is_available()
+    monkeypatch.setattr(smollm2, "find_spec", lambda name: None if name == "gguf" else package)
+    assert not smollm2.is_available()  # nothing that could read it
+    monkeypatch.setattr(smollm2, "find_spec", lambda name: None)
+    assert not smollm2.is_available()
+    assert asked == [smollm2.HUB_ID] * 2
+    smollm2.kept_folder().mkdir(parents=True)
+    assert smollm2.is_available()
+    smollm2.kept_folder().rmdir()
+    monkeypatch.setattr(smollm2, "hf_hub_download", lambda hub_id, file: file)
+    assert smollm2.is_available()
+
+
+def test_the_name_that_others_understand():
+    assert smollm2.hub_id("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert smollm2.hub_id("./smollm2") == "./smollm2"

@@ -112,6 +112,14 @@ def _conversations(examples: Iterable[Example]) -> list[list[dict[str, str]]]:
     return [
         [
             *([{"role": "system", "content": e.system}] if e.system is not None else []),
+            *(
+                turn
+                for shot in e.shots
+                for turn in (
+                    {"role": "user", "content": shot.prompt},
+                    {"role": "assistant", "content": shot.response},
+                )
+            ),
             {"role": "user", "content": e.prompt},
         ]
         for e in examples
@@ -276,11 +284,15 @@ def generate_responses(
     adapters: Mapping[str, Tensor] | None = None,
     scaling: float = 1.0,
     *,
+    system: str | None = None,
     max_new_tokens: int = 24,
 ) -> list[list[str]]:
-    """Greedy responses to K lists of B prompts each, list k under adapter k."""
+    """Greedy responses to K lists of B prompts each, list k under adapter k.
+
+    ``system`` is the system prompt of all; None: the chat template's own, if it has one.
+    """
     group_size = len(prompts[0])
-    examples = [Example(prompt, "") for group in prompts for prompt in group]
+    examples = [Example(prompt, "", system) for group in prompts for prompt in group]
     inputs = generation_inputs(tokenizer, examples, model.device)
     with with_adapters(model, adapters or {}, scaling):
         ids = model.generate(  # type: ignore[operator]

@@ -2,14 +2,15 @@
 
 It computes what transformers computes under :func:`dnd_fast.lora.batched.with_adapters`, in less
 time: the layers below the first adapted one run once per sequence, without a gradient, and what
-they put out is kept; linear layers with the same input are one product, and so are their adapters.
+they put out is kept; linear layers with the same input are one product, and so are their adapters;
+an adapter's sequences lie end to end, so that only attention sees padding.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -113,11 +114,11 @@ class FrozenBase:
             ``[K]`` in float32.
         """
         answered = batch.labels != IGNORE_INDEX
-        ids, chosen = batch.input_ids.flatten(0, 1), answered.flatten(0, 1)
+        ends = answered.flip(-1).int().argmax(-1)  # positions after the last label
+        lengths = (answered.shape[-1] - ends) * answered.any(-1)
         with torch.autocast(self.device.type, enabled=False):
-            x = self._inputs(ids, chosen)
-            chosen = chosen[:, : x.shape[1]]
-            positions = self._positions(x)
+            x, chosen = self._packed(batch.input_ids, answered, lengths)
+            positions = self._positions(int(lengths.max()), _Packing.of(lengths))
             for layer in self._above:
                 pairs = layer.pack(adapters, self._scaling)
                 if self._recompute and torch.is_grad_enabled():
@@ -129,18 +130,28 @@ class FrozenBase:
         return losses.new_zeros(len(batch.labels)).index_add(0, answered.nonzero()[:, 0], losses)
 
     @torch.no_grad()
-    def _inputs(self, ids: Tensor, answered: Tensor) -> Tensor:
-        """What the first adapted layer gets ``[n, T, C]``, up to the last token with a label."""
-        ends = answered.flip(1).int().argmax(1)  # positions after the last label
-        lengths = ((answered.shape[1] - ends) * answered.any(1)).tolist()
-        if not self._below:
-            return self._embedding[ids[:, : max(lengths)]]
-        keys = [tuple(row[:length]) for row, length in zip(ids.tolist(), lengths, strict=True)]
-        hidden = self._hidden(keys)
-        x = self._embedding.new_zeros(len(keys), max(lengths), self._embedding.shape[1])
-        for row, key in zip(x, keys, strict=True):
-            row[: len(key)] = hidden[key]
-        return x
+    def _packed(self, ids: Tensor, answered: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first adapted layer gets ``[K, W, C]``, and which have a label ``[K, W]``.
+
+        Args:
+            ids, answered: token ids and which positions have a label, ``[K, B, T]``.
+            lengths: tokens of each sequence that count, ``[K, B]``.
+        """
+        keys = [
+            [tuple(row[:length]) for row, length in zip(rows, ends, strict=True)]
+            for rows, ends in zip(ids.tolist(), lengths.tolist(), strict=True)
+        ]
+        hidden = self._hidden([key for own in keys for key in own])
+        width = max(sum(map(len, own)) for own in keys)
+        x = self._embedding.new_zeros(len(keys), width, self._embedding.shape[1])
+        chosen = answered.new_zeros(len(keys), width)
+        for k, own in enumerate(keys):
+            total = sum(map(len, own))
+            x[k, :total] = torch.cat([hidden[key] for key in own])
+            chosen[k, :total] = torch.cat(
+                [row[: len(key)] for row, key in zip(answered[k], own, strict=True)]
+            )
+        return x, chosen
 
     def _hidden(self, keys: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
         """What the lower layers put out for sequences of token ids, each ``[tokens, C]``."""
@@ -152,7 +163,7 @@ class FrozenBase:
                 [torch.tensor(key, dtype=torch.long) for key in part], batch_first=True
             )
             x = self._embedding[ids.to(self.device)]
-            positions = self._positions(x)
+            positions = self._positions(x.shape[1])
             for layer in self._below:
                 x = self._run(layer, x, positions, _NO_PAIRS)
             for key, row in zip(part, x, strict=True):
@@ -162,22 +173,23 @@ class FrozenBase:
                     self._room -= found[key].nbytes
         return found
 
-    def _positions(self, x: Tensor) -> _Positions:
-        length = x.shape[1]
-        cos, sin = self._rotary(x, torch.arange(length, device=x.device)[None])
+    def _positions(self, length: int, packing: _Packing | None = None) -> _Positions:
+        probe = self._embedding[:1]  # for device and dtype
+        cos, sin = self._rotary(probe, torch.arange(length, device=self.device)[None])
         eager = self._attention == "eager" or (
             self._attention is None
-            and (x.device.type, x.dtype) == ("cpu", torch.bfloat16)
+            and (probe.device.type, probe.dtype) == ("cpu", torch.bfloat16)
             and length <= EAGER_LENGTH
         )
-        if not eager:
-            return _Positions(cos, sin, None)
-        heads, key_heads = self._heads
-        mask = x.new_full((length, length), float("-inf")).triu(1)
-        return _Positions(cos, sin, mask.repeat(heads // key_heads, 1))
+        mask = None
+        if eager:
+            heads, key_heads = self._heads
+            mask = probe.new_full((length, length), float("-inf")).triu(1)
+            mask = mask.repeat(heads // key_heads, 1)
+        return _Positions(cos, sin, mask, packing)
 
     def _run(self, layer: _Layer, x: Tensor, positions: _Positions, pairs: _Pairs) -> Tensor:
-        """One transformer layer, ``[n, T, C]`` -> the same."""
+        """One transformer layer: ``[n, T, C]``, or packed ``[K, W, C]``, to the same."""
         qkv = layer.qkv(self._normalized(x, layer.attention_norm), pairs.qkv)
         x = x + layer.out(self._attend(qkv, positions), pairs.out)
         gated = layer.gate_up(self._normalized(x, layer.mlp_norm), pairs.gate_up)
@@ -186,6 +198,10 @@ class FrozenBase:
 
     def _attend(self, qkv: Tensor, positions: _Positions) -> Tensor:
         """Causal attention, ``[n, T, (heads + 2 key heads) * d]`` -> ``[n, T, heads * d]``."""
+        packing = positions.packing
+        if packing is not None:
+            padded = positions._replace(packing=None)
+            return packing.pack(self._attend(packing.unpack(qkv), padded))
         n, length = qkv.shape[:2]
         heads, key_heads = self._heads
         split = qkv.unflatten(-1, (heads + 2 * key_heads, -1)).transpose(1, 2)
@@ -219,17 +235,74 @@ def base_for_training(
     return FrozenBase(model, layout, recompute=recompute)
 
 
+class _Packing(NamedTuple):
+    """Where tokens are: padded ``[K * B, T]``, and packed ``[K, W]``, end to end by adapter.
+
+    Attributes:
+        rows: place of each padded position among the packed ones ``[K * B * T]``, 0 of padding.
+        slots: place of each packed one among the padded positions ``[K * W]``, 0 of what fills up.
+        padded, packed: which positions hold a token, ``[K * B, T, 1]`` and ``[K, W, 1]``.
+    """
+
+    rows: Tensor
+    slots: Tensor
+    padded: Tensor
+    packed: Tensor
+
+    @classmethod
+    def of(cls, lengths: Tensor) -> _Packing:
+        """Lay out sequences of ``[K, B]`` tokens."""
+        totals = lengths.sum(1)
+        steps = torch.arange(int(lengths.max()), device=lengths.device)
+        width = torch.arange(int(totals.max()), device=lengths.device)
+        padded, packed = steps < lengths.view(-1, 1), width < totals[:, None]
+        rows = torch.zeros(padded.shape, dtype=torch.long, device=lengths.device)
+        slots = torch.zeros(packed.shape, dtype=torch.long, device=lengths.device)
+        # Both masks enumerate the same tokens in the same order.
+        rows[padded] = packed.flatten().nonzero()[:, 0]
+        slots[packed] = padded.flatten().nonzero()[:, 0]
+        return cls(rows.flatten(), slots.flatten(), padded[..., None], packed[..., None])
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Move tokens ``[K, W, C]`` to ``[K * B, T, C]``; padding holds some token."""
+        return _Move.apply(x, self.rows, self.slots, self.padded, self.packed)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Move tokens ``[K * B, T, C]`` to ``[K, W, C]``; what fills up holds some token."""
+        return _Move.apply(x, self.slots, self.rows, self.packed, self.padded)
+
+
+class _Move(torch.autograd.Function):
+    """Tokens to other places. Where there is none in the end, nothing may be read."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, places: Tensor, back: Tensor, target: Tensor, source: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(back, source)
+        moved = x.flatten(0, 1).index_select(0, places)
+        return moved.view(*target.shape[:2], x.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        back, source = ctx.saved_tensors
+        moved = gradient.flatten(0, 1).index_select(0, back)
+        return moved.view(*source.shape[:2], -1) * source, None, None, None, None
+
+
 class _Positions(NamedTuple):
     """What depends on positions alone.
 
     Attributes:
         cos, sin: rotary embedding, ``[1, T, d]``.
         mask: causal mask of eager attention ``[heads per key * T, T]``; None: sdpa.
+        packing: how sequences lie end to end; None: they are padded.
     """
 
     cos: Tensor
     sin: Tensor
     mask: Tensor | None
+    packing: _Packing | None
 
 
 _Pair = tuple[Tensor, Tensor]

@@ -15,12 +15,14 @@ from dnd_fast.errors import InvalidInput
 class Example:
     """A prompt, the response wanted to it, and a system prompt where there is one.
 
-    An empty system prompt takes the place of one that a chat template has by default.
+    An empty system prompt takes the place of one that a chat template has by default. Shots are
+    examples that come before, as earlier turns of the conversation.
     """
 
     prompt: str
     response: str
     system: str | None = None
+    shots: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from dnd_fast import generator_config as generator_module
-from dnd_fast.train.demo import show
+from dnd_fast.generator_config import SHIPPED
+from dnd_fast.train.demo import show, tiny
 
 from ..bad_input import PROMPTS, Trap, contents, damaged, disk_full, run
 
@@ -99,29 +99,46 @@ def test_command_lines(monkeypatch, command, message):
 
 
 def test_the_demo_without_its_files(monkeypatch, tmp_path):
-    for module in (generator_module, show):
-        monkeypatch.setattr(module, "DEMO_MODELS", tmp_path)
-    code, found = run(monkeypatch, "demo", "--out", tmp_path / "new")
+    monkeypatch.setattr(tiny, "DEMO_MODELS", tmp_path)
+    monkeypatch.setitem(SHIPPED, "demo", (tmp_path / "generator", SHIPPED["demo"][1]))
+    code, found = run(monkeypatch, "demo", "--tiny", "--out", tmp_path / "new")
     assert code == 1
-    assert "the embedded generator is missing" in found
+    assert "the embedded generator 'demo' is missing" in found
     assert contents(tmp_path) == {}
+
+
+def test_what_the_demo_cannot_retrain(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, found = run(monkeypatch, "demo", "--retrain")
+    assert (code, found.count("\n")) == (1, 1)
+    assert "--retrain rebuilds the tiny model" in found
+    assert "docs/real-model.md" in found
+    assert contents(tmp_path) == {}
+
+
+def test_a_file_where_the_demos_adapter_shall_be(monkeypatch, tmp_path):
+    (tmp_path / "adapter").write_text("mine")
+    code, found = run(monkeypatch, "demo", "--tiny", "--out", tmp_path / "adapter")
+    assert (code, found.count("\n")) == (1, 1)
+    assert "adapter is a file; give a folder" in found
+    assert contents(tmp_path) == {"adapter": b"mine"}
 
 
 def test_the_demos_figures(monkeypatch, tmp_path):
     """An old file of figures survives a full disk, and a folder in its place is named."""
-    monkeypatch.setattr(show, "show", lambda console, out: {"base": "x" * 1000})
+    monkeypatch.setattr(show, "show", lambda load, out: {"base": "x" * 1000})
     file = tmp_path / "figures.json"
     file.write_text("old")
     (tmp_path / "folder").mkdir()
     before = contents(tmp_path)
     with disk_full():
-        code, found = run(monkeypatch, "demo", "--json", file)
+        code, found = run(monkeypatch, "demo", "--tiny", "--json", file)
     assert (code, "too large" in found) == (1, True)
-    code, found = run(monkeypatch, "demo", "--json", tmp_path / "folder")
+    code, found = run(monkeypatch, "demo", "--tiny", "--json", tmp_path / "folder")
     assert (code, "folder is a folder; move it away" in found) == (1, True)
-    code, found = run(monkeypatch, "demo", "--json", file / "figures.json")
+    code, found = run(monkeypatch, "demo", "--tiny", "--json", file / "figures.json")
     assert (code, "is a file; give a folder" in found) == (1, True)
     assert contents(tmp_path) == before
-    code, _ = run(monkeypatch, "demo", "--json", file)
+    code, _ = run(monkeypatch, "demo", "--tiny", "--json", file)
     assert code == 0
     assert json.loads(file.read_text()) == {"base": "x" * 1000}

@@ -8,11 +8,13 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from dnd_fast import InvalidInput
+from dnd_fast import Adapter, InvalidInput, smollm2
 from dnd_fast.cli import app
 from dnd_fast.demo.tasks import split_tasks
 from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.svf.expert import Expert
+from dnd_fast.train.demo import real, show, tiny
+from dnd_fast.train.demo.tiny import LEVEL
 
 runner = CliRunner()
 
@@ -69,20 +71,54 @@ def test_errors_are_one_line_and_no_traceback(tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
-def test_demo(tmp_path):
-    """What `make demo` shows, and the figures that it writes."""
-    result = runner.invoke(
-        app, ["demo", "--out", str(tmp_path / "adapter"), "--json", str(tmp_path / "figures.json")]
-    )
+def test_the_tiny_demo(tmp_path):
+    """What `dnd-fast demo --tiny` shows, and the figures that it writes."""
+    written = ["--out", tmp_path / "adapter", "--json", tmp_path / "figures.json"]
+    result = runner.invoke(app, [str(word) for word in ["demo", "--tiny", *written]])
     assert result.exit_code == 0, result.output
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["base"] <= 0.05
-    assert figures["generated"] >= 0.65
-    assert figures["control"] <= 0.05
-    assert figures["oracle"] >= 0.8
+    assert figures["demo"] == "tiny"
+    assert figures["base"][LEVEL] <= 0.05
+    assert figures["generated"][LEVEL] >= 0.65
+    assert figures["control"][LEVEL] <= 0.05
+    assert figures["oracle"][LEVEL] >= 0.8
+    assert figures["held_out"].keys() == {"base", "generated", "control", "oracle"}
     assert figures["seconds"] < 1
-    for text in ("A task that the generator never saw", "Does it work?", "PeftModel"):
+    for text in ("A task that the generator never saw", "Does it work?", "all 12 tasks", "adapted"):
         assert text in result.output
+    assert f'PeftModel.from_pretrained(base, "{tmp_path / "adapter"}")' in result.output
+    assert Adapter.load(tmp_path / "adapter").config["r"] == 4
+
+
+@pytest.mark.skipif(real.missing() is not None, reason=str(real.missing()))
+def test_the_demo(tmp_path):
+    """What `make demo` shows, and that the generator does what the demo says of it."""
+    written = ["--out", tmp_path / "adapter", "--json", tmp_path / "figures.json"]
+    result = runner.invoke(app, [str(word) for word in ["demo", *written]])
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["demo"] == "smollm2"
+    for level in ("full", "ask", "bare"):
+        assert figures["held_out"]["base"][level] <= 0.1
+        assert figures["held_out"]["generated"][level] >= 0.3
+        assert figures["held_out"]["control"][level] <= 0.1
+    for text in ("A task that the generator never saw", "Does it work?", "all 6 tasks", "adapted"):
+        assert text in result.output
+    assert "dnd-fast base smollm2 --out smollm2" in result.output
+    assert Adapter.load(tmp_path / "adapter").config["base_model_name_or_path"] == smollm2.HUB_ID
+
+
+def test_the_tiny_demo_takes_the_real_ones_place(monkeypatch, tmp_path):
+    """Where the real one lacks something, one line says what, and how to get it."""
+    shown = []
+    monkeypatch.setattr(show, "show", lambda load, out: shown.append(load))
+    monkeypatch.setattr(real, "missing", lambda: None)
+    assert runner.invoke(app, ["demo"]).output == ""
+    monkeypatch.setattr(real, "missing", lambda: "There is no model [yet]; make one.")
+    result = runner.invoke(app, ["demo"])
+    assert result.output == "The tiny demo instead: There is no model [yet]; make one.\n"
+    assert runner.invoke(app, ["demo", "--tiny"]).output == ""
+    assert shown == [real.load, tiny.load, tiny.load]
 
 
 def test_train_an_expert(tmp_path):

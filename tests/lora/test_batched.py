@@ -242,6 +242,21 @@ def test_responses_by_a_tokenizer_without_a_padding_token(tokenizer):
     assert generate_responses(base, bare, prompts, max_new_tokens=6) == expected
 
 
+def test_responses_under_a_system_prompt():
+    """It is what the model is asked with, an empty one too, in place of the template's own."""
+    base, tokenizer = new_model(), build_tokenizer()
+    own = "{% if messages[0].role != 'system' %}[system]be brief#\n{% endif %}"
+    tokenizer.chat_template = own + TURNS
+    asked = {None: "[system]be brief#\n", "": "[system]#\n", "echo fig": "[system]echo fig#\n"}
+    for system, start in asked.items():
+        ids = tokenizer([f"{start}[user]copy cord#\n[assistant]"], return_tensors="pt")["input_ids"]
+        expected = base.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
+        found = generate_responses(
+            base, tokenizer, [["copy cord"]], system=system, max_new_tokens=6
+        )
+        assert found == [[tokenizer.decode(expected, skip_special_tokens=True)]]
+
+
 def test_exact_match_is_greedy_decoding(tokenizer, adapters):
     """Score what greedy decoding gave, one token of one response changed."""
     base = new_model()

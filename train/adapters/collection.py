@@ -232,7 +232,7 @@ class Collection:
         wanted = {dataset.name: dataset for dataset in datasets}
         for name, sha256 in (self.manifest.datasets | begun).items():
             if name in wanted:
-                self._check_unchanged(wanted[name], sha256)
+                self.check_unchanged(wanted[name], sha256)
         if forgotten := begun.keys() - wanted.keys() - self.manifest.datasets.keys():
             warnings.warn(
                 f"{self.folder}: {', '.join(sorted(forgotten))} was begun and is not among the "
@@ -246,6 +246,14 @@ class Collection:
             resumed = [wanted[name] for name in begun if name in new]
             groups.insert(0, Group(resumed, step, {key: v[rows] for key, v in state.items()}))
         return groups
+
+    def check_unchanged(self, dataset: Dataset, sha256: str) -> None:
+        """Raise InvalidInput unless a data set is the one that adapters of its name are of."""
+        if dataset.sha256 != sha256:
+            raise InvalidInput(
+                f"{dataset.path} is not the file of this name that {self.folder} has adapters of; "
+                "give it another name, or collect into another folder."
+            )
 
     def start(self, group: Group) -> None:
         """Copy a group's data sets, so that what its adapters are trained on stays known."""
@@ -319,10 +327,3 @@ class Collection:
                     f"{checkpoint}: {key} is {config.get(key)!r}, the collection's is "
                     f"{expected!r}; adapters of one collection must agree."
                 )
-
-    def _check_unchanged(self, dataset: Dataset, sha256: str) -> None:
-        if dataset.sha256 != sha256:
-            raise InvalidInput(
-                f"{dataset.path} is not the file of this name that {self.folder} has adapters of; "
-                "give it another name, or collect into another folder."
-            )

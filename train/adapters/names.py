@@ -10,25 +10,32 @@ from dnd_fast.errors import InvalidInput
 from dnd_fast.train.adapters.collection import Collection
 
 
-def find_names(collection: Collection, patterns: Sequence[str]) -> list[str]:
+def find_names(
+    collection: Collection, patterns: Sequence[str], others: Sequence[str] = ()
+) -> list[str]:
     """Names of data sets from names, patterns as of file names, and ``@FILE``, one name a line.
 
-    Names in a file may be of data sets that have not been collected.
+    Names in a file may be of data sets that nobody has.
+
+    Args:
+        collection: Collection of data sets.
+        patterns: Names, patterns and files.
+        others: Names of further data sets.
 
     Raises:
         FileNotFoundError: there is no such file.
-        InvalidInput: a name or pattern fits no data set of the collection.
+        InvalidInput: a name or pattern fits neither a data set of the collection nor another.
     """
     names: dict[str, None] = {}
+    known = [*collection.names, *others]
     for pattern in patterns:
         if pattern.startswith("@"):
             names |= dict.fromkeys(read_names(pattern))
             continue
-        fitting = [name for name in collection.names if fnmatchcase(name, pattern)]
+        fitting = [name for name in known if fnmatchcase(name, pattern)]
         if not fitting:
             raise InvalidInput(
-                f"{collection.folder} has no data set {pattern!r}; it has "
-                f"{', '.join(collection.names)}."
+                f"{collection.folder} has no data set {pattern!r}; it has {', '.join(known)}."
             )
         names |= dict.fromkeys(fitting)
     return list(names)

@@ -65,8 +65,22 @@ def evaluate(
     rows: Annotated[
         str | None,
         typer.Option(
-            help="Rows of the table: 'base,generated,oracle', also 'training' and 'control'.",
-            show_default="all",
+            help="Rows of the table: 'base,generated,oracle', also 'training' (slow), 'nearest', "
+            "'soup', 'control', and 'in-context-3' or with any other number of examples.",
+            show_default="all but in-context",
+        ),
+    ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with the examples of 'in-context': NAME.jsonl.",
+            show_default="the collection's",
+        ),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="LABEL=FOLDER: another adapter of the base, as a row of its own. May be repeated."
         ),
     ] = None,
     prompt_batches: Annotated[
@@ -147,6 +161,8 @@ def evaluate(
             prompts=prompts,
             data=data or [],
             methods=METHODS if rows is None else rows.split(","),
+            examples=examples,
+            adapters=_labelled(adapter or []),
             prompt_batches=prompt_batches,
             seed=seed,
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
@@ -160,6 +176,15 @@ def evaluate(
     for path in (json_file, plots):
         if path is not None:
             console.print(f"Wrote [bold]{escape(str(path))}[/bold].")
+
+
+def _labelled(options: list[str]) -> dict[str, Path]:
+    """Read LABEL=FOLDER."""
+    pairs = [option.partition("=") for option in options]
+    for option, (label, mark, folder) in zip(options, pairs, strict=True):
+        if not (label and mark and folder):
+            raise InvalidInput(f"--adapter {option}: expected LABEL=FOLDER.")
+    return {label: Path(folder) for label, _, folder in pairs}
 
 
 def _print(evaluation: Evaluation, full: bool) -> None:

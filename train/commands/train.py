@@ -65,6 +65,13 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; the same command resumes it.")
     ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A data set without adapters, or a folder of such, that phases with the objective "
+            "'sft' draw from, too. May be repeated."
+        ),
+    ] = None,
     hold_out: Annotated[
         list[str] | None,
         typer.Option(
@@ -196,6 +203,7 @@ def train(
             strategy=strategy.value,
             candidates=candidates,
             seed=seed,
+            data=data or [],
         )
         with progress_bars() if context.main else nullcontext(_silent) as report:
 

@@ -3,9 +3,11 @@
 Source: Drag-and-Drop LLMs, sections 3.2 and 3.3, Tables 1 and 10. Methods:
 
 * ``base``: the base model alone;
-* training adapters, tested on data sets that they were not trained on: the mean over them (the
-  paper's "training LoRAs"), the best one, picked by its score on the very questions, the nearest
-  one by prompt embedding, and the mean of their weights;
+* ``in-context-K``: the base with K of the data set's own examples before each question;
+* ``training``: training adapters, tested on data sets that they were not trained on: the mean over
+  them (the paper's "training LoRAs"), and the best one, picked by its score on the very questions;
+  ``nearest``: the one whose prompts' embedding is nearest; ``soup``: the mean of their weights;
+* adapters that somebody else has trained, on all data sets together for instance;
 * ``generated``: adapters from the data set's own unlabelled prompts, drawn several times;
 * ``generated from another data set's prompts``: the control, which has to fail;
 * ``oracle``: the adapter trained on the data set itself, where there is one.
@@ -13,7 +15,9 @@ Source: Drag-and-Drop LLMs, sections 3.2 and 3.3, Tables 1 and 10. Methods:
 
 from __future__ import annotations
 
+import dataclasses
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +46,8 @@ BASE, ORACLE = "base", "oracle"
 MEAN, BEST = "training adapters, mean", "training adapters, best on the test data"
 NEAREST, SOUP = "training adapters, nearest by embedding", "training adapters, mean of weights"
 GENERATED, CONTROL = "generated", "generated from another data set's prompts"
-METHODS = ("base", "training", "generated", "control", "oracle")  # what rows can be chosen by
+METHODS = ("base", "training", "nearest", "soup", "generated", "control", "oracle")
+IN_CONTEXT = re.compile(r"in-context-([1-9]\d*)")
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 
@@ -55,11 +60,13 @@ class EvalTask:
         name: Name as in the collection, if it is there.
         examples: What conditions are drawn from; never the questions.
         questions: Questions to be answered; empty where the metric brings its own.
+        shots: Examples with responses, for those in context.
     """
 
     name: str
     examples: tuple[Example, ...]
     questions: tuple[Question, ...]
+    shots: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ def evaluate(
     trained_on: Sequence[str],
     *,
     methods: Sequence[str] = METHODS,
+    adapters: Mapping[str, Adapter] | None = None,
     form: Form = "prompt",
     prompt_batches: int = 3,
     seed: int = 0,
@@ -99,7 +107,8 @@ def evaluate(
             one.
         held_out: Data sets to test on.
         trained_on: The collection's data sets that the generators were trained on.
-        methods: The methods to score, of ``METHODS``; "training" makes four rows.
+        methods: The methods to score, of ``METHODS``, and "in-context-K" for any K.
+        adapters: Further adapters of the base, each a row of its own by this name.
         form: What of an example makes the condition, as in training.
         prompt_batches: Number of conditions drawn for each data set.
         seed: Seed of the first draw; the next ones have the next seeds. The same draw as
@@ -115,11 +124,15 @@ def evaluate(
         _check_fits(generator, collection)
     test = _Test(evaluator, collection, held_out, trained_on, form, progress)
     rows: dict[str, Row] = {BASE: test.base()} if "base" in methods else {}
-    adapters = test.training_adapters() if "training" in methods else {}
-    if any(adapters.values()):
-        nearest = test.nearest(next(iter(generators.values())))
-        rows |= _summaries(adapters)
-        rows[NEAREST] = {name: adapters[near][name] for name, near in nearest.items()}
+    for name in filter(IN_CONTEXT.fullmatch, methods):
+        rows[name] = test.in_context(int(name.rpartition("-")[2]), seed)
+    for name, adapter in (adapters or {}).items():
+        rows[name] = test.everywhere(name, adapter)
+    trained = test.training_adapters() if "training" in methods else {}
+    rows |= _summaries(trained) if any(trained.values()) else {}
+    if "nearest" in methods and trained_on:
+        rows[NEAREST] = test.nearest(next(iter(generators.values())))
+    if "soup" in methods and trained_on:
         rows[SOUP] = test.mean_of_weights()
     for label, generator in generators.items():
         suffix = f", {label}" if label else ""
@@ -132,16 +145,16 @@ def evaluate(
     if "oracle" in methods:
         rows[ORACLE] = test.oracles()
     rows = {name: row for name, row in rows.items() if row}
-    return Evaluation(evaluator.metric.name, rows, adapters)
+    return Evaluation(evaluator.metric.name, rows, trained)
 
 
 def check_methods(methods: Sequence[str]) -> None:
-    """Raise InvalidInput unless there are methods, all of ``METHODS``."""
-    unknown = [name for name in methods if name not in METHODS]
+    """Raise InvalidInput unless there are methods, all of ``METHODS`` or examples in context."""
+    unknown = [name for name in methods if name not in METHODS and not IN_CONTEXT.fullmatch(name)]
     if unknown or not methods:
         raise InvalidInput(
             f"there is no method {(unknown or [''])[0]!r} to evaluate; choose of "
-            f"{', '.join(METHODS)}."
+            f"{', '.join(METHODS)}, in-context-3, in-context-8, …"
         )
 
 
@@ -162,6 +175,32 @@ class _Test:
         for done, task in enumerate(self.held_out, 1):
             row[task.name] = [self.evaluator.score(None, task)]
             self.progress("test the base model", done, len(self.held_out))
+        return row
+
+    def in_context(self, count: int, seed: int) -> Row:
+        """Score the base model with examples before each question, the same for a data set's."""
+        row: Row = {}
+        for done, task in enumerate(self.held_out, 1):
+            prompts = {question.prompt for question in task.questions}
+            pool = [example for example in task.shots if example.prompt not in prompts]
+            if len(pool) < count:
+                raise InvalidInput(
+                    f"data set {task.name!r} has {len(pool)} examples with responses to put into "
+                    f"the context, {count} are wanted: give a folder with more, --examples."
+                )
+            shots = tuple(random.Random(f"in context {task.name} {seed}").sample(pool, count))
+            asked = tuple(dataclasses.replace(each, shots=shots) for each in task.questions)
+            with_shots = dataclasses.replace(task, questions=asked)
+            row[task.name] = [self.evaluator.score(None, with_shots)]
+            self.progress(f"test with {count} examples in context", done, len(self.held_out))
+        return row
+
+    def everywhere(self, name: str, adapter: Adapter) -> Row:
+        """Score one adapter on every data set."""
+        row: Row = {}
+        for done, task in enumerate(self.held_out, 1):
+            row[task.name] = [self.evaluator.score(adapter, task)]
+            self.progress(f"test {name}", done, len(self.held_out))
         return row
 
     def training_adapters(self) -> dict[str, Row]:
@@ -196,8 +235,8 @@ class _Test:
                 row[task.name] = [self.evaluator.score(Adapter(tensors, config), task)]
         return row
 
-    def nearest(self, generator: Generator) -> dict[str, str]:
-        """Find for each held-out data set the one trained on whose texts are most similar."""
+    def nearest(self, generator: Generator) -> Row:
+        """Score on each data set the adapter of the one trained on whose texts are most similar."""
         examples = [task.examples for task in self.held_out]
         examples += [self.collection.dataset(name).examples for name in self.trained_on]
         signatures = []
@@ -207,13 +246,14 @@ class _Test:
         held_out, trained_on = torch.stack(signatures).split(
             [len(self.held_out), len(self.trained_on)]
         )
-        nearest = {}
+        row: Row = {}
         for index, task in enumerate(self.held_out):
             others = [i for i, name in enumerate(self.trained_on) if name != task.name]
             if others:
                 (most,) = most_similar(held_out[[index]], trained_on[others])
-                nearest[task.name] = self.trained_on[others[most]]
-        return nearest
+                adapter = last_adapter(self.collection, self.trained_on[others[most]])
+                row[task.name] = [self.evaluator.score(adapter, task)]
+        return row
 
     def _signature(self, generator: Generator, examples: Sequence[Example]) -> Tensor:
         """Mean embedding ``[C]`` of a data set's first texts."""

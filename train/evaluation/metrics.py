@@ -165,7 +165,7 @@ def choice(batch: EvalBatch) -> list[float]:
                 "own: all responses in the file), which is no multiple choice; use another metric."
             )
     offers = [
-        Example(question.prompt, option, question.system)
+        Example(question.prompt, option, question.system, question.shots)
         for question, offered in zip(batch.questions, options, strict=True)
         for option in offered
     ]

@@ -62,4 +62,11 @@ def _question(record: dict[str, Any], where: str, needed: Needed) -> Question:
         )
     system = texts.pop("system")
     given = record.get("system") is not None  # an empty one takes the place of a template's own
-    return Question(**texts, system=system if given else None, options=tuple(options))
+    return Question(
+        texts["prompt"],
+        texts["response"],
+        system if given else None,
+        options=tuple(options),
+        test=texts["test"],
+        entry_point=texts["entry_point"],
+    )

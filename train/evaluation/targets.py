@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
@@ -16,6 +16,7 @@ from dnd_fast.base_model import load_base
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import read_json
 from dnd_fast.generator import Generator
+from dnd_fast.lora.adapter import Adapter
 from dnd_fast.text.datasets import Dataset, Example
 from dnd_fast.text.prompts import read_prompts
 from dnd_fast.train.adapters.collection import Collection
@@ -54,7 +55,7 @@ class EvalTarget:
     Attributes:
         collection: Collection of training adapters and oracles.
         generators: Folders or names, by what tells them apart in the table; ``""`` for one alone.
-        trained_on: The collection's data sets that they were trained on.
+        trained_on: Data sets that they were trained on, whether or not the collection has them.
         held_out: Data sets that they were not trained on.
         form: Form of their conditions.
     """
@@ -93,6 +94,7 @@ class EvalTarget:
             objectives = [phase["objective"] for phase in content["recipe"]["phases"]]
             trained_on, held_out = list(content["trained_on"]), list(content["held_out"])
             form, place = content["form"], collection or Path(content["collection"])
+            uncollected = set(content.get("data", ()))
         except (KeyError, TypeError) as error:
             raise InvalidInput(f"{run / RUN_FILE} is damaged: there is no {error}.") from error
         if not (run / "generator").is_dir():
@@ -108,7 +110,7 @@ class EvalTarget:
         }
         generators["+".join(objectives) if generators else ""] = str(run / "generator")
         opened = Collection.open(place)
-        if missing := sorted(set(trained_on) - set(opened.names)):
+        if missing := sorted(set(trained_on) - uncollected - set(opened.names)):
             raise InvalidInput(f"{place} lacks {missing[0]!r}, which {run} was trained on.")
         return cls(opened, generators, trained_on, held_out, form)
 
@@ -135,6 +137,11 @@ class EvalTarget:
             )
         trained_on = [name for name in opened.names if name not in held_out]
         return cls(opened, {"": generator}, trained_on, held_out)
+
+    @property
+    def collected(self) -> list[str]:
+        """Data sets that the generators were trained on and that have training adapters."""
+        return [name for name in self.trained_on if name in self.collection.names]
 
     def choose(self, patterns: Sequence[str]) -> list[str]:
         """Choose data sets to test on: the held-out ones, or those of all that fit the patterns.
@@ -163,6 +170,7 @@ class EvalTarget:
         tests: Path | None,
         prompts: Path | None,
         needed: Needed | None,
+        examples: Path | None = None,
     ) -> list[EvalTask]:
         """Read questions of data sets, and the examples that conditions are drawn from.
 
@@ -172,6 +180,8 @@ class EvalTarget:
             prompts: Folder with the examples, which need no responses unless conditions hold them;
                 None: the collection's own.
             needed: The key that questions must have; None: there are no questions.
+            examples: Folder with examples to put into a context; None: the collection's own, where
+                it has the data set.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -182,10 +192,13 @@ class EvalTarget:
             raise InvalidInput("where are the questions? Give the folder: --test.")
         tasks = []
         for name in names:
+            known = name in self.collection.names
+            own = self.collection.dataset(name).examples if known else ()
+            shots = own if examples is None else Dataset.read(examples / f"{name}.jsonl").examples
             if prompts is not None:
-                examples = self._read_prompts(prompts / f"{name}.jsonl")
-            elif name in self.collection.names:
-                examples = self.collection.dataset(name).examples
+                texts = self._read_prompts(prompts / f"{name}.jsonl")
+            elif known:
+                texts = own
             else:
                 raise InvalidInput(
                     f"{name!r} is not in {self.collection.folder}, which conditions are drawn "
@@ -196,7 +209,7 @@ class EvalTarget:
                 if tests is None or needed is None
                 else tuple(read_questions(tests / f"{name}.jsonl", needed))
             )
-            tasks.append(EvalTask(name, examples, questions))
+            tasks.append(EvalTask(name, texts, questions, shots))
         return tasks
 
     def _read_prompts(self, path: Path) -> tuple[Example, ...]:
@@ -212,7 +225,7 @@ class EvalTarget:
         Of each data set four checkpoints, evenly spaced; of each held-out one an adapter per seed.
         """
         points = []
-        for name in dict.fromkeys([*self.trained_on, *(task.name for task in held_out)]):
+        for name in dict.fromkeys([*self.collected, *(task.name for task in held_out)]):
             kind: Kind = "training" if name in self.trained_on else "oracle"
             own = self.collection.checkpoints(name)
             step = max(1, (len(own) - 1) / (SHOWN_CHECKPOINTS - 1))
@@ -233,6 +246,8 @@ def evaluate_targets(
     prompts: Path | None = None,
     data: Sequence[str] = (),
     methods: Sequence[str] = METHODS,
+    examples: Path | None = None,
+    adapters: Mapping[str, Path] | None = None,
     prompt_batches: int = 3,
     seed: int = 0,
     device: str = "cpu",
@@ -246,6 +261,8 @@ def evaluate_targets(
         metric: The metric that counts.
         tests, prompts: See :meth:`EvalTarget.read_held_out`.
         data: See :meth:`EvalTarget.choose`.
+        examples: Folder with examples to put into a context; see :meth:`EvalTarget.read_held_out`.
+        adapters: Folders of further adapters, each a row of its own by this name.
         methods, prompt_batches, seed: See :func:`dnd_fast.train.evaluation.evaluate.evaluate`.
         device: Device of base and generators. The base is in bfloat16, on a CPU in float32.
         plots: Folder for ``accuracy.png`` and ``weights.png``, or one of these for each run; None:
@@ -262,10 +279,11 @@ def evaluate_targets(
     if plots is not None:
         require_matplotlib()
     tasks = [
-        target.read_held_out(target.choose(data), tests, prompts, metric.needed)
+        target.read_held_out(target.choose(data), tests, prompts, metric.needed, examples)
         for target in targets
     ]
     check_disjoint([task.name for task in held_out] for held_out in tasks)
+    further = {name: Adapter.load(folder) for name, folder in (adapters or {}).items()}
     dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     load = lru_cache(maxsize=1)(partial(load_base, dtype=dtype, device=device))
     evaluations = []
@@ -282,8 +300,9 @@ def evaluate_targets(
                 target.collection,
                 generators,
                 held_out,
-                target.trained_on,
+                target.collected,
                 methods=methods,
+                adapters=further,
                 form=target.form,
                 prompt_batches=prompt_batches,
                 seed=seed,

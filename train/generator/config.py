@@ -7,6 +7,7 @@ from typing import Literal
 
 from dnd_fast.errors import InvalidInput
 from dnd_fast.recipe import Phase, Recipe
+from dnd_fast.text.datasets import Dataset
 from dnd_fast.train.generator.pairs import Form, Strategy
 
 OptimizerName = Literal["adamw", "adamw8bit"]
@@ -67,11 +68,13 @@ class RunConfig:
 
     Attributes:
         recipe: What to build, and the phases of its training.
-        held_out: Names of the data sets that are not trained on.
+        held_out: Names of the data sets that are not trained on, wherever they come from.
         form, strategy: See :class:`dnd_fast.train.generator.pairs.Pairing`.
         candidates: Only the first so many texts of each data set are drawn from; None: all.
         seed: Seed of weights and draws.
         trainer_config: How to compute.
+        data: Data sets without adapters, which phases with the objective "sft" draw from beside the
+            collection's.
     """
 
     recipe: Recipe
@@ -81,3 +84,4 @@ class RunConfig:
     candidates: int | None = None
     seed: int = 0
     trainer_config: TrainerConfig = field(default_factory=TrainerConfig)
+    data: tuple[Dataset, ...] = ()

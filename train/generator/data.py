@@ -36,7 +36,8 @@ class TaskData:
     Attributes:
         name: Name of the data set.
         texts: Embedded candidates, each ``[positions, C]``; of the form "mix" prompts and answers.
-        targets: Its adapters as normalised tokens ``[Nw, Lw, Cw]``, NaN where padded.
+        targets: Its adapters as normalised tokens ``[Nw, Lw, Cw]``, NaN where padded; it may have
+            none, if only "sft" draws from it.
         examples: Tokenised examples, for the objective "sft".
     """
 
@@ -151,10 +152,8 @@ class MicroBatches(MapDataset[MicroBatch]):
         return [(self.first_step + step, first + pair) for pair in range(self.size)]
 
     def __getitem__(self, index: int) -> MicroBatch:
-        sft = self.phase.objective == "sft"
         drawn = tuple(
-            self.pairing.draw(step, position, self.phase.examples * sft)
-            for step, position in self.places_in_batch(index)
+            _draw(self.pairing, self.phase, *place) for place in self.places_in_batch(index)
         )
         texts = [
             self.tasks[pair.dataset].texts[answer][index]
@@ -170,7 +169,7 @@ class MicroBatches(MapDataset[MicroBatch]):
         )
         lengths = list(map(len, texts))
         counts = tuple(sum(lengths[i : i + prompts]) for i in range(0, len(texts), prompts))
-        if not sft:
+        if self.phase.objective == "mse":
             targets = [self.tasks[pair.dataset].targets[pair.checkpoint] for pair in drawn]
             return MicroBatch(drawn, torch.cat(texts), places, counts, torch.stack(targets), None)
         chosen = [self.tasks[pair.dataset].examples[i] for pair in drawn for i in pair.examples]
@@ -182,8 +181,12 @@ def names_in_batch(
     tasks: Sequence[TaskData], pairing: Pairing, phase: Phase, step: int
 ) -> list[str]:
     """Names of the data sets in the batch of ``step``, over all GPUs, each once."""
-    drawn = (pairing.draw(step, position).dataset for position in range(phase.batch))
-    return [tasks[index].name for index in sorted(set(drawn))]
+    drawn = {_draw(pairing, phase, step, position).dataset for position in range(phase.batch)}
+    return [tasks[index].name for index in sorted(drawn)]
+
+
+def _draw(pairing: Pairing, phase: Phase, step: int, position: int) -> Pair:
+    return pairing.draw(step, position, phase.examples if phase.objective == "sft" else 0)
 
 
 def pad_conditions(batch: MicroBatch, shape: Shape) -> Tensor:
@@ -199,7 +202,7 @@ def add_noise_and_dropout(
     condition: Tensor, target: Tensor | None, pairs: Sequence[Pair], phase: Phase
 ) -> None:
     """Add noise, and dropout on the condition, in place: each pair's by its own seed."""
-    if not (phase.noise or phase.dropout):
+    if not (phase.noise or phase.dropout or phase.prompt_dropout):
         return
     for row, pair in enumerate(pairs):
         generator = torch.Generator(condition.device).manual_seed(pair.noise_seed)
@@ -209,6 +212,11 @@ def add_noise_and_dropout(
             if target is not None:
                 noise = torch.empty_like(target[row]).normal_(generator=generator)
                 target[row].add_(noise, alpha=0.1 * phase.noise)
+        if phase.prompt_dropout:
+            draws = torch.rand(len(condition[row]), device=condition.device, generator=generator)
+            # The highest draw stays, whatever the share.
+            dropped = draws < draws.max().clamp(max=phase.prompt_dropout)
+            condition[row, dropped] = 0
         if phase.dropout:
             kept = torch.empty_like(condition[row]).bernoulli_(
                 1 - phase.dropout, generator=generator

@@ -24,7 +24,7 @@ class Pair:
 
     Attributes:
         dataset: Index of the data set.
-        checkpoint: Index of the target among its adapters.
+        checkpoint: Index of the target among its adapters; 0 where it has none.
         texts: Indices of the N candidates that make the condition.
         answers: Which of these give their answer instead (only in the form "mix").
         examples: Indices of the examples that the generated adapter is tried on.
@@ -43,11 +43,13 @@ class Pair:
 class Pairing:
     """How pairs are drawn. Data sets are equally likely, however many adapters each has.
 
+    A pair with a target is drawn from the data sets that have adapters, one with examples from all.
+
     Attributes:
         seed: Seed of all draws.
         prompts: N, the number of texts in a condition.
         candidates: x for each data set: the number of its texts to draw from, the first ones.
-        checkpoints: Number of adapters of each data set.
+        checkpoints: Number of adapters of each data set, 0 where there are none.
         examples: Number of examples of each data set, 0 where none are drawn.
         strategy: ``"N<-x"``: N of x texts, drawn anew each time, without repetition where there are
             enough; ``"x<-x"``: all, always in the same order, which needs x = N.
@@ -66,8 +68,11 @@ class Pairing:
     form: Form = "prompt"
 
     def __post_init__(self) -> None:
-        if not self.candidates or min(self.candidates + self.checkpoints) < 1:
-            raise InvalidInput("every data set needs a text and an adapter to draw from.")
+        if min(self.candidates, default=0) < 1 or max(self.checkpoints, default=0) < 1:
+            raise InvalidInput(
+                "every data set needs a text and an adapter to draw from; beside such, others may "
+                "do without an adapter."
+            )
         if self.strategy == "x<-x" and set(self.candidates) != {self.prompts}:
             raise InvalidInput(
                 f"the strategy x<-x uses all x texts of a data set at once, here "
@@ -77,10 +82,17 @@ class Pairing:
             )
 
     def draw(self, step: int, position: int, examples: int = 0) -> Pair:
-        """Draw the pair at ``position`` of the batch of ``step``, over all GPUs."""
+        """Draw the pair at ``position`` of the batch of ``step``, over all GPUs.
+
+        Args:
+            step, position: Place of the pair.
+            examples: Number of examples that the pair has; 0: it has a target instead.
+        """
         rng = random.Random(f"{self.seed} {step} {position}")
-        dataset = rng.randrange(len(self.candidates))
-        checkpoint = rng.randrange(self.checkpoints[dataset])
+        every = range(len(self.candidates))
+        dataset = rng.choice(every if examples else [i for i in every if self.checkpoints[i]])
+        adapters = self.checkpoints[dataset]
+        checkpoint = rng.randrange(adapters) if adapters else 0
         count = self.candidates[dataset]
         if self.strategy == "x<-x":
             texts = list(range(count))

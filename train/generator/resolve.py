@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -11,6 +12,7 @@ from dnd_fast.decoder.planning import kind_of
 from dnd_fast.errors import InvalidInput
 from dnd_fast.lora.training_dtype import default_dtype
 from dnd_fast.recipe import Recipe
+from dnd_fast.text.datasets import Dataset
 from dnd_fast.text.encoder import TextEncoder
 from dnd_fast.text.prompt_encoder import PromptEncoder
 from dnd_fast.train.adapters.collection import Collection
@@ -67,6 +69,7 @@ def resolve_run(
     strategy: Strategy = "N<-x",
     candidates: int | None = None,
     seed: int = 0,
+    data: Sequence[Path] = (),
 ) -> RunConfig:
     """Put together what decides a run: on GPUs passes that fit, on a CPU the base's dtype.
 
@@ -77,11 +80,12 @@ def resolve_run(
         context: This process among all.
         hold_out: Data sets not to train on; see :func:`dnd_fast.train.adapters.names.find_names`.
         form, strategy, candidates, seed: See :class:`RunConfig`.
+        data: Data sets without adapters, as ``.jsonl`` files and folders of such.
 
     Raises:
-        FileNotFoundError: there is no such file of names.
-        InvalidInput: a name fits no data set, or the run does not fit the GPU's memory: it is
-            refused before hours are spent.
+        FileNotFoundError: there is no such data set, or file of names.
+        InvalidInput: a name fits no data set, a data set is unusable, or the run does not fit the
+            GPU's memory: it is refused before hours are spent.
     """
     if context.device.type == "cuda":
         memory = torch.cuda.get_device_properties(context.device).total_memory
@@ -93,8 +97,9 @@ def resolve_run(
         fastest = default_dtype(recipe.lora, context.device)
         name: DtypeName = "bfloat16" if fastest == torch.bfloat16 else "float32"
         trainer_config = dataclasses.replace(trainer_config, base_dtype=name)
-    held_out = tuple(find_names(collection, hold_out))
-    return RunConfig(recipe, held_out, form, strategy, candidates, seed, trainer_config)
+    others = tuple(Dataset.read(file) for path in data for file in _files(path))
+    held_out = tuple(find_names(collection, hold_out, [dataset.name for dataset in others]))
+    return RunConfig(recipe, held_out, form, strategy, candidates, seed, trainer_config, others)
 
 
 def estimate_run(
@@ -122,6 +127,16 @@ def estimate_run(
     memory = memory or GPU_MEMORY[device]
     fitted = fit_passes(recipe, trainer_config, memory=memory, gpus=gpus, device=device)
     return fitted, check_fit(recipe, fitted, memory=memory, gpus=gpus, device=device)
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the file itself, or the data sets in a folder."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.glob("*.jsonl"))
+    if not files:
+        raise InvalidInput(f"{path} holds no data set: there is no .jsonl file in it.")
+    return files
 
 
 def _with_phases(recipe: Recipe, wanted: str) -> Recipe:

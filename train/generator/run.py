@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dnd_fast import smollm2
 from dnd_fast.base_model import load_base
 from dnd_fast.decoder.planning import kind_of, training_plan
 from dnd_fast.errors import InvalidInput
@@ -33,6 +34,7 @@ from dnd_fast.lora.batched import TokenizedExample, encode
 from dnd_fast.lora.frozen_base import FrozenBase, base_for_training
 from dnd_fast.lora.weight_layout import WeightLayout
 from dnd_fast.recipe import Phase, Recipe
+from dnd_fast.text.datasets import Dataset
 from dnd_fast.text.prompt_encoder import PromptEncoder
 from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.adapters.lora_trainer import shorten
@@ -131,11 +133,12 @@ def train_run(
 
 
 def check_run_config(run_config: RunConfig, collection: Collection, processes: int) -> list[str]:
-    """Return the names of the data sets to train on.
+    """Return the names of the data sets to train on, those without adapters last.
 
     Raises:
         InvalidInput: the recipe has no phases, its adapters are not the collection's, the batch
-            cannot be shared out evenly, or nothing is left to train on.
+            cannot be shared out evenly, nothing is left to train on, or there are data sets without
+            adapters that no phase draws from, or of a name that another one has.
     """
     recipe, manifest = run_config.recipe, collection.manifest
     if not recipe.phases:
@@ -157,18 +160,37 @@ def check_run_config(run_config: RunConfig, collection: Collection, processes: i
             f"recipe {recipe.name} is for adapters of the modules {targets}, those of "
             f"{collection.folder} are of {manifest.target_modules}: see the recipe's lora.layers."
         )
-    trained_on = [name for name in collection.names if name not in run_config.held_out]
-    if not trained_on:
+    if set(collection.names) <= set(run_config.held_out):
         raise InvalidInput(f"all data sets of {collection.folder} are held out: none is left.")
-    return trained_on
+    names = [*collection.names, *_uncollected(run_config, collection)]
+    return [name for name in names if name not in run_config.held_out]
+
+
+def _uncollected(run_config: RunConfig, collection: Collection) -> list[str]:
+    """Names of the further data sets that the collection does not have; it may have some."""
+    names = [dataset.name for dataset in run_config.data]
+    if twice := sorted(name for name in set(names) if names.count(name) > 1):
+        raise InvalidInput(f"two data sets are named {twice[0]!r}: rename the file of one.")
+    if names and not any(phase.objective == "sft" for phase in run_config.recipe.phases):
+        raise InvalidInput(
+            f"recipe {run_config.recipe.name} has no phase that draws from data sets without "
+            "adapters: add one with the objective 'sft', or leave --data out."
+        )
+    collected = collection.manifest.datasets
+    for dataset in run_config.data:
+        if dataset.name in collected:
+            collection.check_unchanged(dataset, collected[dataset.name])
+    return [name for name in names if name not in collected]
 
 
 def generator_config(recipe: Recipe, collection: Collection) -> GeneratorConfig:
-    """Return the generator that the recipe builds for the collection's base model."""
+    """Return the generator that the recipe builds for the collection's base model.
+
+    Its adapters name the base as PEFT understands it.
+    """
     config = GeneratorConfig.from_recipe(recipe)
-    return dataclasses.replace(
-        config, layout=config.layout | {"base_model": collection.manifest.base}
-    )
+    base_model = smollm2.hub_id(collection.manifest.base)
+    return dataclasses.replace(config, layout=config.layout | {"base_model": base_model})
 
 
 @dataclass(frozen=True)
@@ -185,7 +207,8 @@ class _Run:
         recipe, config = self.config.recipe, self.config.trainer_config
         torch.manual_seed(self.config.seed)
         generator = Generator(generator_config(recipe, self.collection), encoder=encoder)
-        importance = self._statistics(generator.layout, trained_on)
+        collected = [name for name in trained_on if name in self.collection.names]
+        importance = self._statistics(generator.layout, collected)
         decoder = generator.decoder
         decoder.criterion_weight = importance.view(1, -1, 1, 1)
         size = max(config.pass_size(phase, self.context.size) for phase in recipe.phases)
@@ -206,6 +229,12 @@ class _Run:
             layout.set_statistics(stored["mean"], stored["std"])
         return stored["importance"]
 
+    def dataset(self, name: str) -> Dataset:
+        """Return a data set of the collection, or one without adapters."""
+        if name in self.collection.names:
+            return self.collection.dataset(name)
+        return next(dataset for dataset in self.config.data if dataset.name == name)
+
     def watched(self) -> list[str]:
         """Names of the held-out data sets whose loss is measured."""
         if not self.config.trainer_config.evaluate_every:
@@ -220,7 +249,7 @@ class _Run:
         fingerprint = encoder.fingerprint()
 
         def embedded(name: str) -> tuple[EmbeddedTexts, ...]:
-            examples = self.collection.dataset(name).examples[: self.config.candidates]
+            examples = self.dataset(name).examples[: self.config.candidates]
             spec = self.config.recipe.condition
             return tuple(
                 embed_texts(encoder, texts, spec, cache, fingerprint=fingerprint)
@@ -254,7 +283,7 @@ class _Run:
         length = manifest.settings.get("length", MAX_LENGTH)
         examples = {}
         for name in names:
-            encoded = encode(tokenizer, self.collection.dataset(name).examples)
+            encoded = encode(tokenizer, self.dataset(name).examples)
             examples[name], _, _ = shorten(encoded, length)
             if not examples[name]:
                 raise InvalidInput(f"data set {name!r}: no prompt is shorter than {length} tokens.")

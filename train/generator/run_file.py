@@ -33,11 +33,17 @@ def begin_or_resume(
         with atomic_file(out / RUN_FILE) as staged:
             write_json(staged, wanted)
         return
-    stored = read_json(out / RUN_FILE)
+    stored = {"data": {}, "data_sha256": {}} | read_json(out / RUN_FILE)  # older ones lack these
     if "recipe" in stored:  # with the defaults of entries that did not exist when it was written
         recipe = from_table(Recipe, stored["recipe"], f"{out / RUN_FILE}: recipe")
         stored["recipe"] = _as_read_back(dataclasses.asdict(recipe))
-    for name in wanted.keys() - {"versions", "collection"}:
+    for name, sha256 in wanted["data_sha256"].items():
+        if stored["data_sha256"].get(name, sha256) != sha256:
+            raise InvalidInput(
+                f"{wanted['data'][name]} has changed since {out} began to train on it; put the "
+                "original back, or give another folder."
+            )
+    for name in wanted.keys() - {"versions", "collection", "data"}:
         if stored.get(name) != wanted[name]:
             theirs, ours = _difference(name, stored.get(name), wanted[name])
             raise InvalidInput(
@@ -50,11 +56,15 @@ def _description(
     run_config: RunConfig, collection: Collection, trained_on: Sequence[str]
 ) -> dict[str, Any]:
     manifest = (collection.folder / MANIFEST_FILE).read_bytes()
+    uncollected = set(trained_on) - set(collection.names)
+    data = [dataset for dataset in run_config.data if dataset.name in uncollected]
     content = {
         "format_version": FORMAT_VERSION,
         "recipe": dataclasses.asdict(run_config.recipe),
         "collection": str(collection.folder.resolve()),
         "collection_sha256": hashlib.sha256(manifest).hexdigest(),
+        "data": {dataset.name: str(dataset.path.resolve()) for dataset in data},
+        "data_sha256": {dataset.name: dataset.sha256 for dataset in data},
         "trained_on": list(trained_on),
         "held_out": list(run_config.held_out),
         "form": run_config.form,

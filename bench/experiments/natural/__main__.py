@@ -1,21 +1,31 @@
 """The real-model benchmark's commands.
 
-python -m bench.natural export FOLDER                 # the suite as data sets, in seconds
-python -m bench.natural record full=full.json …       # keep what dnd-fast evaluate --json wrote
+python -m bench.natural export suite                       # the suite as data sets, in seconds
+python -m bench.natural evaluate suite/run --suite suite   # what a generator does on it
+python -m bench.natural ship suite/run                      # a generator as the package has it
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from dnd_fast.bench.experiments.natural import results
+from dnd_fast.console import progress_bars
 from dnd_fast.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True)
+
+
+class Settings(StrEnum):
+    """Questions and prompts to test with."""
+
+    levels = "levels"
+    wordings = "wordings"
+    controls = "controls"
 
 
 @app.callback()
@@ -44,20 +54,63 @@ def export(
 
 
 @app.command()
-def record(
-    files: Annotated[list[str], typer.Argument(help="LABEL=FILE, by dnd-fast evaluate --json.")],
-    recipe: Annotated[str, typer.Option(help="What the generator was trained by.")] = "smollm2",
-    seed: Annotated[int, typer.Option(help="Seed of its training.")] = 0,
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Training run, by dnd-fast train.")],
+    suite: Annotated[Path, typer.Option(help="The suite, by export.")],
+    name: Annotated[str, typer.Option(help="What the line of results is of.")] = "generator",
+    split: Annotated[str, typer.Option(help="Tasks to test on: a file of suite/splits.")] = "test",
+    rows: Annotated[
+        str, typer.Option(help="Methods, as of dnd-fast evaluate --rows.")
+    ] = "generated",
+    settings: Annotated[
+        list[Settings] | None,
+        typer.Option(help="Which questions and prompts, repeated for more.", show_default="levels"),
+    ] = None,
+    prompt_batches: Annotated[int, typer.Option(help="Conditions of each task.", min=1)] = 1,
 ) -> None:
-    """Add evaluations to bench/results/natural.jsonl; python -m bench.report shows them."""
-    pairs = [text.partition("=") for text in files]
-    if unnamed := [text for text, (_, mark, _) in zip(files, pairs, strict=True) if not mark]:
-        raise typer.BadParameter(f"{unnamed[0]!r}: expected LABEL=FILE.")
+    """Test a run's generator on a split, and add a line to bench/results/natural.jsonl."""
+    from dnd_fast.bench.experiments.natural import evaluate as evaluation
+
+    chosen = [
+        each for group in settings or [Settings.levels] for each in evaluation.SETTINGS[group]
+    ]
     try:
-        path = results.record({label: Path(file) for label, _, file in pairs}, recipe, seed)
+        with progress_bars() as progress:
+            path = evaluation.evaluate(
+                run,
+                suite,
+                split,
+                rows=rows.split(","),
+                name=name,
+                settings=chosen,
+                prompt_batches=prompt_batches,
+                progress=progress,
+            )
     except (InvalidInput, OSError) as error:
         raise typer.BadParameter(str(error)) from error
     Console().print(f"Wrote {path}.")
+
+
+@app.command()
+def ship(
+    run: Annotated[
+        Path | None, typer.Argument(help="A finished training run.", show_default="tasks only")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the suite that it was trained on.")] = 0,
+) -> None:
+    """Write what the package carries: the demo's tasks, and a run's generator."""
+    from dnd_fast.bench.experiments.natural import ship as package
+    from dnd_fast.generator_config import SHIPPED
+    from dnd_fast.smollm2 import NAME
+    from dnd_fast.train.demo.real import TASKS_FILE
+
+    try:
+        package.write_tasks(package.demo_tasks(seed), TASKS_FILE)
+        if run is not None:
+            package.ship_generator(run, SHIPPED[NAME][0])
+    except (InvalidInput, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+    Console().print(f"Wrote {TASKS_FILE}{f' and {SHIPPED[NAME][0]}' if run else ''}.")
 
 
 if __name__ == "__main__":

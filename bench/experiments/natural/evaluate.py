@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dnd_fast.bench.experiments.natural.results import BENCH
 from dnd_fast.bench.experiments.natural.suite import LEVELS
 from dnd_fast.bench.harness.results import append
 from dnd_fast.files import read_json
@@ -14,8 +15,6 @@ from dnd_fast.train.evaluation.metrics import make_metric
 from dnd_fast.train.evaluation.scores import Estimate, Evaluation
 from dnd_fast.train.evaluation.targets import EvalTarget, Progress, evaluate_targets
 from dnd_fast.train.generator.run_file import RUN_FILE
-
-BENCH = "natural"
 
 
 class Setting(NamedTuple):
@@ -28,9 +27,14 @@ class Setting(NamedTuple):
         return self.questions if self.prompts == "own" else f"{self.questions} / {self.prompts}"
 
 
-OWN = tuple(Setting(level, "own") for level in LEVELS)
-WORDINGS = (Setting("unseen-wordings", "own"), Setting("unseen-wordings", "unseen-wordings"))
-CONTROLS = tuple(Setting(level, kind) for kind in ("wrong", "random") for level in LEVELS)
+SETTINGS = {
+    "levels": tuple(Setting(level, "own") for level in LEVELS),
+    "wordings": (
+        Setting("unseen-wordings", "own"),
+        Setting("unseen-wordings", "unseen-wordings"),
+    ),
+    "controls": tuple(Setting(level, kind) for kind in ("wrong", "random") for level in LEVELS),
+}
 
 
 def evaluate(
@@ -40,7 +44,7 @@ def evaluate(
     *,
     rows: Sequence[str],
     name: str,
-    settings: Sequence[Setting] = OWN,
+    settings: Sequence[Setting],
     prompt_batches: int = 1,
     progress: Progress = lambda stage, done, total: None,
     **options: Any,

@@ -10,6 +10,7 @@ from dnd_fast.bench.experiments.natural.suite import (
     LEVELS,
     Level,
     Task,
+    broad_tasks,
     other_task,
     random_strings,
     split_tasks,
@@ -31,21 +32,22 @@ def export(folder: Path, seed: int) -> dict[str, list[Task]]:
 
     * ``train/NAME.jsonl``: questions at all levels about training items, with their responses.
       Those of held-out tasks are for oracles, adapters trained on a task's own answers.
+    * ``broad/NAME.jsonl``: the same for tasks of the broad skills, which only train.
     * ``test/LEVEL/NAME.jsonl``: questions about test items, and in ``test/unseen-wordings`` those
       of the level "full" in wordings that no training example has.
     * ``prompts/KIND/NAME.jsonl``: what adapters are generated from, without responses. The kinds
       are ``own`` and ``unseen-wordings``, questions of the level "full" about training items;
       ``wrong``, another task's; ``random``, random strings.
-    * ``splits/SPLIT.txt``: names of the tasks, and in ``splits/held-out.txt`` of all that must
-      not train. Two tasks of every known skill are in ``splits/collected.txt``, too: enough
-      to collect adapters of.
+    * ``splits/SPLIT.txt``: names of the tasks, in ``splits/broad.txt`` of those of the broad
+      skills, and in ``splits/held-out.txt`` of all that must not train. Two tasks of every known
+      skill are in ``splits/collected.txt``, too: enough to collect adapters of.
 
     Args:
         folder: A new or empty folder.
         seed: Seed of the splits of tasks and items, and of all draws.
 
     Returns:
-        The tasks of each split.
+        The tasks of each split, and those of the broad skills as ``broad``.
 
     Raises:
         InvalidInput: there is something in ``folder``, such as the tasks of another seed.
@@ -53,9 +55,10 @@ def export(folder: Path, seed: int) -> dict[str, list[Task]]:
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise InvalidInput(f"{folder} is not empty; remove it, or give another folder.")
-    splits = split_tasks(seed)
+    splits, broad = split_tasks(seed), broad_tasks(seed)
     tasks = [task for split in splits.values() for task in split]
     _write(folder / "train", {task: training_examples(task, seed) for task in tasks})
+    _write(folder / "broad", {task: training_examples(task, seed) for task in broad})
     for level in LEVELS:
         questions = {task: task.examples("test", level, QUESTIONS, seed=seed) for task in tasks}
         _write(folder / "test" / level, questions)
@@ -68,19 +71,24 @@ def export(folder: Path, seed: int) -> dict[str, list[Task]]:
     )
     known = [*splits["train"], *splits["validation"], *splits["test"]]
     kinds = {
-        "own": {task: _prompts(task, seed) for task in tasks},
-        "unseen-wordings": {task: _prompts(task, seed, unseen=True) for task in tasks},
-        "wrong": {task: _prompts(other_task(task, known, seed), seed) for task in tasks},
+        "own": {task: condition_prompts(task, seed) for task in tasks},
+        "unseen-wordings": {task: condition_prompts(task, seed, unseen=True) for task in tasks},
+        "wrong": {task: condition_prompts(other_task(task, known, seed), seed) for task in tasks},
         "random": {task: random_strings(task, PROMPTS, seed) for task in tasks},
     }
     for kind, prompts in kinds.items():
         _write(folder / "prompts" / kind, prompts)
     with atomic_folder(folder / "splits") as staged:
         held_out = [task for split in splits if split != "train" for task in splits[split]]
-        lists = {**splits, "held-out": held_out, "collected": _collected(splits["train"])}
+        lists = {
+            **splits,
+            "broad": broad,
+            "held-out": held_out,
+            "collected": _collected(splits["train"]),
+        }
         for split, members in lists.items():
             (staged / f"{split}.txt").write_text("".join(f"{task.name}\n" for task in members))
-    return splits
+    return {**splits, "broad": broad}
 
 
 def training_examples(task: Task, seed: int) -> list[Example]:
@@ -92,6 +100,10 @@ def training_examples(task: Task, seed: int) -> list[Example]:
     ]
 
 
+def _row(example: Example) -> dict[str, str | None]:
+    return {key: getattr(example, key) for key in ("prompt", "response", "system")}
+
+
 def _collected(tasks: Iterable[Task]) -> list[Task]:
     """Return the first tasks of every skill."""
     by_skill: dict[str, list[Task]] = {}
@@ -100,7 +112,8 @@ def _collected(tasks: Iterable[Task]) -> list[Task]:
     return [task for same in by_skill.values() for task in same[:COLLECTED_TASKS_OF_SKILL]]
 
 
-def _prompts(task: Task, seed: int, *, unseen: bool = False) -> list[str]:
+def condition_prompts(task: Task, seed: int, *, unseen: bool = False) -> list[str]:
+    """Return what adapters for a task are generated from, enough for three conditions of eight."""
     examples = task.examples(
         "train",
         "full",
@@ -116,6 +129,6 @@ def _write(folder: Path, tasks: Mapping[Task, Iterable[Example | str]]) -> None:
     """Write one file a task; a string is a prompt without a response."""
     with atomic_folder(folder) as staged:
         for task, entries in tasks.items():
-            rows = ({"prompt": e} if isinstance(e, str) else vars(e) for e in entries)
+            rows = ({"prompt": e} if isinstance(e, str) else _row(e) for e in entries)
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (staged / f"{task.name}.jsonl").write_text(text, encoding="utf-8")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dnd_fast.bench.experiments.natural.formats import FORMATS
-from dnd_fast.bench.experiments.natural.skills import SKILLS
+from dnd_fast.bench.experiments.natural.skills import ALL_SKILLS, BROAD_SKILLS, SKILLS
 from dnd_fast.text.datasets import Example
 
 Level = Literal["full", "ask", "bare"]
@@ -27,6 +27,7 @@ UNSEEN_FORMATS = ("arrow", "bullet")
 TRAIN_TASKS, VALIDATION_TASKS, TEST_TASKS = 200, 20, 24
 FORMATS_OF_UNSEEN_SKILL = 2
 SKILLS_OF_UNSEEN_FORMAT = 6
+FORMATS_OF_BROAD_SKILL = 3
 TEST_SHARE = 1 / 3  # of the items
 
 
@@ -47,13 +48,13 @@ class Task:
 
     def response(self, item: Any) -> str:
         """Return the right response to a question about ``item``."""
-        return FORMATS[self.format].apply(SKILLS[self.skill].answer(item))
+        return FORMATS[self.format].apply(ALL_SKILLS[self.skill].answer(item))
 
     def question(
         self, item: Any, level: Level, rng: random.Random, wordings: Wordings = "seen"
     ) -> str:
         """Return a question about ``item``, in one of the wordings, drawn from ``rng``."""
-        skill, form = SKILLS[self.skill], FORMATS[self.format]
+        skill, form = ALL_SKILLS[self.skill], FORMATS[self.format]
         text = skill.text(item)
         if level == "bare":
             return text
@@ -101,7 +102,12 @@ def split_items(skill: str, part: Part, seed: int) -> list[Any]:
     training task betrays the plural of a noun that tests ask for. The same goes for a pair and the
     pair the other way round.
     """
-    return [item for item in SKILLS[skill].items() if _is_for_tests(item, seed) == (part == "test")]
+    items, tells = ALL_SKILLS[skill].items(), ALL_SKILLS[skill].tells
+    return [
+        item
+        for item in items
+        if any(_is_for_tests(each, seed) for each in tells(item)) == (part == "test")
+    ]
 
 
 def split_tasks(seed: int) -> dict[str, list[Task]]:
@@ -137,6 +143,19 @@ def split_tasks(seed: int) -> dict[str, list[Task]]:
             for skill in rng.sample(learnable, SKILLS_OF_UNSEEN_FORMAT)
         ],
     }
+
+
+def broad_tasks(seed: int) -> list[Task]:
+    """Return tasks of the broad skills, each in some of the formats that train.
+
+    All of them are for training: they show a generator more things to be asked for.
+    """
+    formats = [form for form in FORMATS if form not in UNSEEN_FORMATS]
+    return [
+        Task(skill, form)
+        for skill in BROAD_SKILLS
+        for form in random.Random(f"broad {skill} {seed}").sample(formats, FORMATS_OF_BROAD_SKILL)
+    ]
 
 
 def other_task(task: Task, tasks: Sequence[Task], seed: int) -> Task:

@@ -148,11 +148,73 @@ def test_chosen_methods(evaluator, collection, generator, held_out, trained_on):
     found = evaluate(*subject, prompt_batches=1, methods=["oracle", "generated"])
     assert found.rows == {name: every.rows[name] for name in (methods.GENERATED, methods.ORACLE)}
     assert not found.adapters
-    rest = evaluate(*subject, prompt_batches=1, methods=["base", "training", "control"])
+    others = ["base", "training", "nearest", "soup", "control"]
+    rest = evaluate(*subject, prompt_batches=1, methods=others)
     assert rest.rows.keys() == every.rows.keys() - found.rows.keys()
     for wrong in (["orcle"], []):
         with pytest.raises(InvalidInput, match=r"no method '(orcle)?' to evaluate; choose of base"):
             evaluate(*subject, methods=wrong)
+
+
+def test_examples_in_context(base, collection, generator, held_out, trained_on):
+    """Earlier turns of the conversation, as the template writes them; never a question itself."""
+    model, tokenizer = base
+    task = held_out[0]
+    examples = tuple(Example(q.prompt, q.response) for q in task.questions[:2])
+    examples += tuple(Example(f"echo {word}", word) for word in ("cat", "dog"))
+    task = EvalTask(task.name, task.examples, task.questions, examples)
+    metric = Metric("likelihood", "response", Settings(), likelihood)
+    found = evaluate(
+        Evaluator(model, tokenizer, metric),
+        collection,
+        {"": generator},
+        [task],
+        trained_on,
+        methods=["in-context-2"],
+    )
+    ((scores,),) = found.rows["in-context-2"].values()
+
+    def asked(order):
+        conversations = [
+            [
+                {"role": role, "content": text}
+                for word in order
+                for role, text in (("user", f"echo {word}"), ("assistant", word))
+            ]
+            + [{"role": "user", "content": q.prompt}]
+            for q in task.questions
+        ]
+        starts = tokenizer.apply_chat_template(
+            conversations, add_generation_prompt=True, return_dict=False
+        )
+        scores = []
+        for ids, question in zip(starts, task.questions, strict=True):
+            end = tokenizer(question.response, add_special_tokens=False).input_ids
+            end = [*end, tokenizer.eos_token_id]
+            logits = model(torch.tensor([ids + end])).logits[0, len(ids) - 1 : -1]
+            losses = logits.log_softmax(-1)[range(len(end)), end]
+            scores.append(losses.mean().exp().item())
+        return scores
+
+    orders = [asked(order) for order in (("cat", "dog"), ("dog", "cat"))]
+    assert any(scores == pytest.approx(each, rel=1e-4) for each in orders)
+    with pytest.raises(InvalidInput, match=r"has 2 examples with responses.*3 are wanted"):
+        evaluate(
+            Evaluator(model, tokenizer, metric),
+            collection,
+            {},
+            [task],
+            trained_on,
+            methods=["in-context-3"],
+        )
+
+
+def test_another_adapter_is_a_row(evaluator, collection, held_out, trained_on):
+    other = last(collection, trained_on[0])
+    subject = evaluator, collection, {}, held_out, trained_on
+    found = evaluate(*subject, methods=["base"], adapters={"mine": other})
+    assert set(found.rows) == {"base", "mine"}
+    assert found.rows["mine"][held_out[0].name] == [evaluator.score(other, held_out[0])]
 
 
 def test_the_nearest_is_the_one_with_the_same_prompts(
@@ -237,6 +299,16 @@ def test_one_adapter_in_memory_equals_peft(base, collection, trained_on):
     with torch.no_grad():
         expected = adapter.apply(fresh)(ids).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_base_may_have_another_name(evaluator, collection, generator, held_out, trained_on):
+    """A generator names the base as PEFT knows it, its collection may have it from a package."""
+    renamed = Generator.from_pretrained("demo", encoder=generator.encoder)
+    renamed.layout.base_model = "the hub's name"
+    assert renamed.layout.base_model != collection.manifest.base
+    subject = evaluator, collection, {"": generator, "renamed": renamed}, held_out, trained_on
+    rows = evaluate(*subject, prompt_batches=1, methods=["generated"]).rows
+    assert rows["generated, renamed"] == rows[methods.GENERATED]
 
 
 def test_what_does_not_fit_is_refused(base, collection, generator, tiny_base, trained_on):

@@ -12,7 +12,7 @@ from dnd_fast.recipe import Phase
 from dnd_fast.text.datasets import Example
 from dnd_fast.train.generator.config import TrainerConfig
 from dnd_fast.train.generator.distributed import DistributedContext
-from dnd_fast.train.generator.pairs import Pairing, condition_texts
+from dnd_fast.train.generator.pairs import Pair, Pairing, condition_texts
 
 sizes = st.lists(
     st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 30)), min_size=1, max_size=6
@@ -55,6 +55,27 @@ def test_a_pair_depends_on_seed_step_and_position_alone(sizes, seed, step, posit
     fewer = again.draw(step, position)
     assert fewer.texts == expected.texts
     assert fewer.checkpoint == expected.checkpoint
+
+
+def test_data_sets_without_adapters_are_drawn_for_examples_alone():
+    pairing = make([(9, 2, 5), (9, 0, 5), (9, 3, 5), (9, 0, 5)])
+    places = [(step, position) for step in range(30) for position in range(20)]
+    targets = [pairing.draw(*place) for place in places]
+    assert {pair.dataset for pair in targets} == {0, 2}
+    # As if the others were not there.
+    alone = [make([(9, 2, 5), (9, 3, 5)]).draw(*place) for place in places]
+    tried = Counter(pairing.draw(*place, 2).dataset for place in places)
+    assert tried.keys() == {0, 1, 2, 3}
+    assert max(abs(count - 150) for count in tried.values()) < 4 * (600 * 3 / 16) ** 0.5
+    assert [dataclasses.replace(p, dataset=p.dataset // 2) for p in targets] == alone
+
+
+def test_draws_are_those_of_earlier_versions():
+    """A run begun before data sets could lack adapters goes on as it began."""
+    pairing = make([(40, 9, 30)] * 4, prompts=3)
+    assert pairing.draw(5, 7, 2) == Pair(
+        2, 0, (36, 5, 16), (False,) * 3, (4, 18), noise_seed=9156732667796869068
+    )
 
 
 def test_seed_step_and_position_all_matter():

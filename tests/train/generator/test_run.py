@@ -1,5 +1,6 @@
 """Runs on a collection: what they leave behind, go on with, and refuse before hours are spent."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -26,7 +27,7 @@ from dnd_fast.train.generator.config import RunConfig, TrainerConfig
 from dnd_fast.train.generator.distributed import DistributedContext
 from dnd_fast.train.generator.embedding_cache import EMBEDDINGS_FILE, INDEX_FILE, embed_texts
 from dnd_fast.train.generator.log import Log
-from dnd_fast.train.generator.run import train_run
+from dnd_fast.train.generator.run import generator_config, train_run
 from dnd_fast.train.generator.trainer import StepMetrics
 
 MSE = Phase("mse", 3, 1e-3, 2)
@@ -221,6 +222,16 @@ def test_other_forms_of_condition(run_config, collection, encoder, tmp_path, for
     assert len(list((tmp_path / "run" / "cache").iterdir())) == 3 * per_data_set
 
 
+def test_the_base_has_the_name_that_peft_knows(collection):
+    """Adapters for the packaged SmolLM2 name the hub's, others what they were collected on."""
+    base = collection.manifest.base
+    assert generator_config(RECIPE, collection).layout["base_model"] == base
+    packaged = copy.copy(collection)
+    packaged.manifest = dataclasses.replace(collection.manifest, base="smollm2")
+    name = generator_config(RECIPE, packaged).layout["base_model"]
+    assert name == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
 def test_what_cannot_work_is_refused_first(run_config, collection, encoder, tmp_path):
     def refused(message, run_config=run_config, collection=collection):
         with pytest.raises(InvalidInput, match=message):
@@ -369,6 +380,8 @@ def test_the_command(shared_collection, tmp_path, held_out):
     recipe.write_text(text)
     common = ["--recipe", recipe, "--collection", shared_collection, "--out", tmp_path / "run"]
     options = ["--hold-out", held_out[:-3] + "*", "--phases", "mse", "--seed", 3]
+    found = invoke(*common, *options, "--data", shared_collection / "datasets")
+    assert "no phase that draws" in str(found.exception)
     found = invoke(*common, *options)
     assert found.exit_code == 0, found.output
     assert "Wrote a generator to" in found.output

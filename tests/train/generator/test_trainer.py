@@ -190,6 +190,43 @@ def test_noise_and_dropout_are_each_pairs_own():
     assert noise.std().item() == pytest.approx(1e-3, rel=0.05)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_whole_prompts_are_dropped_but_never_all(share):
+    """What is not dropped is what it is without, and element by element dropout comes after."""
+    pairs = [new_trainer().pairing.draw(step, 0) for step in range(400)]
+    phase = dataclasses.replace(MSE, noise=0.1, dropout=0.0, prompt_dropout=share)
+
+    def disturbed(pairs, phase):
+        condition = torch.ones(len(pairs), 5, 4, 8)
+        add_noise_and_dropout(condition, None, pairs, phase)
+        return condition
+
+    found = disturbed(pairs, phase)
+    assert torch.equal(found[7:9], disturbed(pairs[7:9], phase))
+    kept = found.flatten(2).ne(0).any(-1)
+    plain = disturbed(pairs, dataclasses.replace(phase, prompt_dropout=0.0))
+    assert torch.equal(found, plain * kept[..., None, None])
+    counts = kept.sum(1)
+    assert counts.min() >= 1
+    assert counts.float().mean() == pytest.approx(5 * (1 - share) + share**5, abs=0.2)
+    assert kept.float().mean(0).std() < 0.05  # wherever a prompt stands
+    both = disturbed(pairs, dataclasses.replace(phase, dropout=0.5))
+    where = both != 0
+    assert torch.equal(both[where], 2 * found[where])
+    assert where[kept].float().mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_draws_without_prompt_dropout_are_those_of_earlier_versions():
+    phase = dataclasses.replace(MSE, noise=0.1, dropout=0.25)
+    condition = torch.ones(1, 3, 6, 8)
+    pair = new_trainer().pairing.draw(3, 1)
+    add_noise_and_dropout(condition, None, [pair], phase)
+    generator = torch.Generator().manual_seed(pair.noise_seed)
+    expected = 1 + 0.1 * torch.empty(3, 6, 8).normal_(generator=generator)
+    expected *= torch.empty(3, 6, 8).bernoulli_(0.75, generator=generator) / 0.75
+    torch.testing.assert_close(condition[0], expected)
+
+
 @pytest.mark.parametrize(
     "options",
     [

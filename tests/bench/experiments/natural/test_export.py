@@ -12,11 +12,13 @@ from dnd_fast.text.prompts import read_prompts
 
 NEEDS = 'needs pip install "dnd-fast[natural]"'
 suite = pytest.importorskip("dnd_fast.bench.experiments.natural.suite", reason=NEEDS)
+suite_export = pytest.importorskip("dnd_fast.bench.experiments.natural.export", reason=NEEDS)
 app = pytest.importorskip("dnd_fast.bench.experiments.natural.__main__", reason=NEEDS).app
 SKILLS, FORMATS = suite.SKILLS, suite.FORMATS
 
 SPLITS = suite.split_tasks(1)
 TASKS = [task for split in SPLITS.values() for task in split]
+BROAD = suite.broad_tasks(1)
 FOLDERS = [
     "train",
     *(f"test/{level}" for level in ("full", "ask", "bare", "unseen-wordings")),
@@ -45,18 +47,31 @@ def test_names_of_the_splits(folder):
     assert sorted(held_out + [task.name for task in SPLITS["train"]]) == sorted(
         task.name for task in TASKS
     )
+    broad = (folder / "splits" / "broad.txt").read_text().splitlines()
+    assert broad == [task.name for task in BROAD]
     collected = (folder / "splits" / "collected.txt").read_text().splitlines()
     skills = [task.skill for task in SPLITS["train"] if task.name in collected]
     assert len(collected) == len(skills)
     assert set(map(skills.count, skills)) <= {1, 2}
     assert set(skills) == {task.skill for task in SPLITS["train"]}
-    assert len(list((folder / "splits").iterdir())) == len(SPLITS) + 2
+    assert len(list((folder / "splits").iterdir())) == len(SPLITS) + 3
 
 
 @pytest.mark.parametrize("part", FOLDERS)
 def test_every_folder_has_a_file_for_every_task(folder, part):
     files = {path.name for path in (folder / part).iterdir()}
     assert files == {f"{task.name}.jsonl" for task in TASKS}
+
+
+def test_broad_tasks_have_data_sets_that_only_train(folder):
+    assert {path.name for path in (folder / "broad").iterdir()} == {
+        f"{task.name}.jsonl" for task in BROAD
+    }
+    for task in BROAD:
+        data = Dataset.read(folder / "broad" / f"{task.name}.jsonl")
+        assert len(data.examples) == 192
+        assert data.examples == tuple(suite_export.training_examples(task, 1))
+    assert not {task.name for task in BROAD} & {task.name for task in TASKS}
 
 
 def test_data_sets_are_read_back(folder):
@@ -92,7 +107,7 @@ def test_training_begins_with_questions_in_words(folder):
         assert len(set(prompts[:64])) > 60
         assert not any(any(request in prompt for request in requests) for prompt in prompts[64:])
         items = map(SKILLS[task.skill].text, suite.split_items(task.skill, "train", 1))
-        assert set(prompts[72:]) <= set(items)
+        assert set(prompts[128:]) <= set(items)
 
 
 def test_no_test_question_is_in_training(folder):

@@ -1,45 +1,45 @@
-"""Evaluations are kept as they were measured, and nothing else is taken for one."""
-
-import json
+"""Tables say what was measured: the newest line of each seed, and of several their range."""
 
 import pytest
-from typer.testing import CliRunner
 
-from dnd_fast.bench.experiments.natural import results
-from dnd_fast.bench.experiments.natural.__main__ import app
 from dnd_fast.bench.harness import results as harness
 
-EVALUATION = {
-    "subjects": [{"trained_on": ["a", "b"]}],
-    "questions": {"c": 20},
-    "methods": {
-        name: {
-            "overall": {"mean": mean, "interval": [0, 1], "prompt_batches": [mean, mean + 0.1]},
-            "data": {"c": {"mean": mean}},
-        }
-        for name, mean in (("base", 0.125), ("generated", 0.5))
-    },
-}
+NEEDS = 'needs pip install "dnd-fast[natural]"'
+results = pytest.importorskip("dnd_fast.bench.experiments.natural.results", reason=NEEDS)
 
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
-    return tmp_path
 
 
-def test_a_recorded_evaluation_is_shown(folder):
-    file = folder / "full.json"
-    file.write_text(json.dumps(EVALUATION))
-    result = CliRunner().invoke(app, ["record", f"full={file}", "--seed", "3"])
-    assert result.exit_code == 0, result.output
-    assert "| full | 0.12 | 0.50 | 0.50 to 0.60 | 2 tasks, 1 unseen, seed 3 |" in results.markdown()
+def record(seed, split, evaluations, name="generator"):
+    nested = {
+        setting: {row: {"mean": mean} for row, mean in rows.items()}
+        for setting, rows in evaluations.items()
+    }
+    line = {"name": name, "seed": seed, "split": split, "evaluations": nested}
+    harness.append(results.BENCH, line)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"methods": {}, "subjects": []}'])
-def test_other_files_are_refused(folder, content):
-    file = folder / "full.json"
-    file.write_text(content)
-    for argument in (f"full={file}", str(file), f"full={folder / 'gone.json'}"):
-        assert CliRunner().invoke(app, ["record", argument]).exit_code == 2
-    assert not (folder / "natural.jsonl").exists()
+def test_scores_of_seeds_and_controls():
+    record(0, "test", {"full": {"generated": 0.1}})  # measured again
+    record(0, "test", {"full": {"generated": 0.5}, "full / wrong": {"generated": 0.02}})
+    record(1, "test", {"full": {"generated": 0.7}})
+    record(0, "test", {"full": {"base": 0.0}, "bare": {"base": 0.25}}, name="baselines")
+    lines = results.scores().splitlines()
+    assert "| base model alone | 0.00 |  | 0.25 |" in lines
+    assert "| generated from another task's prompts | 0.02 |  |  |" in lines
+    assert "| **generated** from eight of the task's prompts | 0.60 (0.50 to 0.70) |  |  |" in lines
+    assert len(lines) == 2 + 3
+
+
+def test_scores_elsewhere():
+    record(0, "test", {"unseen-wordings": {"generated": 0.4}, "full": {"generated": 0.9}})
+    record(0, "unseen-skill", {"full": {"generated": 0.1, "oracle": 0.8}})
+    lines = results.elsewhere().splitlines()
+    assert lines[2:] == [
+        "| questions in unseen wordings | 0.40 |  |  |",
+        "| unseen skills: generated | 0.10 |  |  |",
+        "| unseen skills: oracle | 0.80 |  |  |",
+    ]
