@@ -76,7 +76,7 @@ def write_base(
 ) -> None:
     """Write a base model as a folder that transformers, PEFT and vLLM load, or nothing at all.
 
-    Beside it are the SHA-256 of its weights, which :func:`load_base` checks.
+    Beside them are size and SHA-256 of the weights, which :func:`load_base` checks.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
@@ -88,7 +88,7 @@ def write_base(
             raise OSError(f"{folder} cannot be written: {error}") from error
         tokenizer.save_pretrained(staged)
         weights = sorted(staged.glob("*.safetensors"))
-        write_json(staged / CHECKSUMS_FILE, {file.name: hash_file(file) for file in weights})
+        write_json(staged / CHECKSUMS_FILE, {file.name: _size_and_hash(file) for file in weights})
 
 
 def check_fits(name: str, recipe: Recipe) -> None:
@@ -172,11 +172,18 @@ def _check_files(place: str) -> None:
     """Compare weights with the checksums that :func:`write_base` has put beside them, if it has."""
     file = Path(place, CHECKSUMS_FILE)
     for name, expected in read_json(file).items() if file.is_file() else ():
-        if hash_file(file.parent / Path(name).name) != expected:
+        weights = file.parent / Path(name).name
+        if not isinstance(expected, dict) or (
+            weights.stat().st_size != expected.get("bytes") or _size_and_hash(weights) != expected
+        ):
             raise InvalidInput(
-                f"the base {place!r} is damaged: {name} does not have the SHA-256 {expected} that "
-                "it had when it was written. Remove the folder, and fetch or write it again."
+                f"the base {place!r} is damaged: {name} is not what {file} says that was written. "
+                "Remove the folder, and fetch or write it again."
             )
+
+
+def _size_and_hash(file: Path) -> dict[str, int | str]:
+    return {"bytes": file.stat().st_size, "sha256": hash_file(file)}
 
 
 def _source(place: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 CHECKSUM = "sha256"
 TEXT_BYTES = 1 << 28  # of a JSON file, at most
+DEPTH = 50  # of values in a file
 T = TypeVar("T")
 
 
@@ -170,15 +172,38 @@ def read_json(path: str | Path) -> dict[str, Any]:
         OSError: there is no such file, or it is a folder.
         InvalidInput: not JSON, or not an object; or as :func:`read_bytes`.
     """
-    try:
-        content = json.loads(read_bytes(path).decode("utf-8-sig"))
-    except InvalidInput:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path} is not valid JSON: {error}") from error
+    content = parse_json(read_bytes(path), str(path))
     if not isinstance(content, dict):
         raise InvalidInput(f"{path} holds a {type(content).__name__}, expected an object.")
     return content
+
+
+def parse_json(text: bytes | str, where: str) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        InvalidInput: it is not JSON, or nested beyond reason; the message begins with ``where``.
+    """
+    try:
+        content = json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{where} is not valid JSON: {error}") from error
+    check_depth(content, where)
+    return content
+
+
+def check_depth(content: Any, where: str) -> None:
+    """Raise where values are nested so deeply that printing or copying them would fail.
+
+    Raises:
+        InvalidInput: they are; the message begins with ``where``.
+    """
+    containers = [content] if isinstance(content, dict | list) else []
+    for _ in range(DEPTH):
+        values = chain.from_iterable(c.values() if isinstance(c, dict) else c for c in containers)
+        containers = [value for value in values if isinstance(value, dict | list)]
+    if containers:
+        raise InvalidInput(f"{where} is nested more than {DEPTH} levels deep; it is damaged.")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -248,6 +273,8 @@ def _read_safetensors(
         raise InvalidInput(
             f"{path} is truncated or not a safetensors file ({error}); fetch or write it again."
         ) from error
+    except MemoryError as error:
+        raise OSError(f"{path} is too large for the memory: {error}") from error
 
 
 def write_safetensors(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Adapter:
         rank, alpha = self.config.get("r"), self.config.get("lora_alpha")
         if type(rank) is not int or rank < 1:
             raise InvalidInput(f"the adapter's entry 'r' is {rank!r}, not a positive integer.")
-        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        if not isinstance(alpha, int | float) or not abs(alpha) <= sys.float_info.max:
             raise InvalidInput(f"the adapter's entry 'lora_alpha' is {alpha!r}, not a number.")
         if not self.modules:
             raise InvalidInput(f"the adapter has no tensors {PREFIX}….lora_A.weight.")

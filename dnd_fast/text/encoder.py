@@ -58,7 +58,7 @@ class TextEncoder(CachingEncoder):
         max_length: the number of tokens in a slice, at most.
 
     Raises:
-        InvalidInput: the model has no such layer.
+        InvalidInput: the model has no such layer, or the tokenizer's limit is no number.
     """
 
     def __init__(
@@ -74,6 +74,10 @@ class TextEncoder(CachingEncoder):
             raise InvalidInput(
                 f"layer={layer}: this {type(model).__name__} has {last} layers; choose from 0 (the "
                 f"embeddings) to {last}, or from -1 (the last) to {-last - 1}."
+            )
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise InvalidInput(
+                f"the tokenizer's model_max_length is {tokenizer.model_max_length!r}, not a number."
             )
         super().__init__(encoder.eval().requires_grad_(False), config.hidden_size)
         self._config: Any = encoder.config
@@ -139,6 +143,12 @@ class TextEncoder(CachingEncoder):
                 f"{too_long} of {len(rows)} prompts are longer than {length} tokens and are "
                 "truncated.",
                 stacklevel=3,
+            )
+        known = self.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        if (largest := max((max(ids, default=0) for ids, _ in rows), default=0)) >= known:
+            raise InvalidInput(
+                f"the tokenizer gives the token {largest}, and the model has embeddings of "
+                f"{known}: they do not belong together."
             )
         side = self.tokenizer.truncation_side
         return [_truncated(ids, special, length, side) for ids, special in rows]

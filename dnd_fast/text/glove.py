@@ -23,6 +23,7 @@ from dnd_fast.text.prompt_encoder import (
 )
 
 UNKNOWN = "<unk>"
+LINE_BYTES = 1 << 20  # of one word and its vector, at most
 PART = re.compile(r"\w+|[^\w\s]")
 
 
@@ -65,7 +66,7 @@ class GloveEncoder(CachingEncoder):
         rows: dict[str, np.ndarray] = {}
         width = 0
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES), b""), 1):
                 width = width or len(line.split(b" ")) - 1
                 word, vector = _parse(line, width, f"{path}, line {number}")
                 rows.setdefault(word, vector)

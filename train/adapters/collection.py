@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -259,7 +258,7 @@ class Collection:
         """Copy a group's data sets, so that what its adapters are trained on stays known."""
         for dataset in group.datasets:
             with atomic_file(self._dataset_path(dataset.name)) as staged:
-                shutil.copyfile(dataset.path, staged)
+                staged.write_bytes(dataset.json_lines)
 
     def save_adapters(self, group: Group, step: int, adapters: Mapping[str, Tensor]) -> None:
         """Keep a group's adapters ``[data sets, rows, columns]`` after a step."""

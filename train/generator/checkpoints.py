@@ -100,9 +100,9 @@ class Checkpoints:
                 content = read_json(path / STATE_FILE)
                 optimizer = read_safetensors(path / OPTIMIZER_FILE, unchecked="warn")
                 weights = read_safetensors(path / WEIGHTS_FILE, unchecked="warn")
-                optimizer |= content["optimizer"]
-                return State(step, content["phase"], weights, optimizer, content["score"])
-            except (InvalidInput, FileNotFoundError, KeyError) as error:
+                phase, score, numbers = _entries(content)
+                return State(step, phase, weights, optimizer | numbers, score)
+            except (InvalidInput, FileNotFoundError) as error:
                 logger.warning("%s cannot be read, an older one is used: %s", path, error)
         return None
 
@@ -130,7 +130,19 @@ class Checkpoints:
 
     def _score(self, step: int, phase: int) -> float | None:
         try:
-            content = read_json(self._path(step) / STATE_FILE)
-            return content["score"] if content["phase"] == phase else None
-        except (InvalidInput, FileNotFoundError, KeyError):
+            its_phase, score, _ = _entries(read_json(self._path(step) / STATE_FILE))
+        except (InvalidInput, FileNotFoundError):
             return None
+        return score if its_phase == phase else None
+
+
+def _entries(content: dict[str, Any]) -> tuple[int, float | None, dict[str, Any]]:
+    """Phase, score and the optimiser's numbers; raises InvalidInput where they are none."""
+    phase, score, numbers = (content.get(key) for key in ("phase", "score", "optimizer"))
+    if (
+        type(phase) is not int
+        or not isinstance(score, int | float | None)
+        or not isinstance(numbers, dict)
+    ):
+        raise InvalidInput(f"{STATE_FILE} holds something else than a state.")
+    return phase, score, numbers
