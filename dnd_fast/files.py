@@ -17,6 +17,7 @@ import json
 import os
 import stat
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -280,7 +281,7 @@ def _read_safetensors(
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors, wherever they are and however strided, some texts, and a checksum.
+    """Write tensors, wherever they are, however strided or shared, some texts, and a checksum.
 
     Raises:
         OSError: ``path`` cannot be written, or the disk is full.
@@ -289,6 +290,10 @@ def write_safetensors(
     from safetensors.torch import save_file
 
     dense = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+    shares = Counter(value.untyped_storage().data_ptr() for value in dense.values())
+    for key, value in dense.items():
+        if shares[value.untyped_storage().data_ptr()] > 1:  # which safetensors may refuse
+            dense[key] = value.clone()
     about = {"format": "pt", **(metadata or {})}
     try:
         save_file(dense, path, metadata=about | {CHECKSUM: hash_tensors(dense, about)})
