@@ -56,8 +56,8 @@ def load_base(
     Raises:
         OSError: there is no such model or tokenizer, or the cache folder cannot be written.
         InvalidInput: transformers does not know the model, a file is damaged, weights are missing
-            or, of a ``.gguf`` file, not finite, the tokenizer has no chat template, the device
-            cannot be used, or ``"smollm2"`` is neither installed nor to be had from the hub.
+            or not finite, the tokenizer has no chat template, the device cannot be used, or
+            ``"smollm2"`` is neither installed nor to be had from the hub.
     """
     place = _find(name)
     loaded_tokenizer = _load_tokenizer(_find(tokenizer) if tokenizer else place)
@@ -162,8 +162,12 @@ def _load_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
             f"the base {place!r} is incomplete: {len(missing)} weights are missing, {missing[0]} "
             "for one. Fetch it again."
         )
-    if is_gguf:
-        check_weights(dict(model.named_parameters()), f"the base {place!r}: ")
+    unpacked = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if weight.is_floating_point() and weight.itemsize > 1  # else quantised
+    }
+    check_weights(unpacked, f"the base {place!r}: ")
     loaded: PreTrainedModel = model
     return loaded
 

@@ -77,7 +77,7 @@ def _attach(adapter: Adapter, model: nn.Module, snapshot: Snapshot) -> PeftModel
     config = _peft_config(adapter.config)
     require_reversible(config, "the adapter")
     config.init_lora_weights = False  # all values are loaded
-    require_weights(model)
+    require_weights(model, config)
     live = model if isinstance(model, PeftModel) else None
     if live is None:
         require_bare(model)
@@ -205,8 +205,8 @@ def _embedding_parameters(base: nn.Module) -> Iterator[nn.Parameter]:
 
 def _layer_settings(config: PeftConfig) -> dict[str, Any]:
     """All of a configuration that its layers depend on, alpha included."""
-    about = ABOUT | INITIALISATION | {"init_lora_weights"}
-    return {key: value for key, value in config.to_dict().items() if key not in about}
+    entries = config.to_dict().items()
+    return {key: value for key, value in entries if key not in ABOUT | INITIALISATION}
 
 
 @contextmanager

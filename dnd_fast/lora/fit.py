@@ -50,7 +50,13 @@ REVERSIBLE = ABOUT | {
 }
 # Initialisations that leave the base alone, and settings of such as need some.
 PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
-INITIALISATION = {"corda_config", "eva_config", "loftq_config", "lora_ga_config"}
+INITIALISATION = {
+    "corda_config",
+    "eva_config",
+    "init_lora_weights",
+    "loftq_config",
+    "lora_ga_config",
+}
 REPLACED = "_replaced_base_weights"  # attribute of a PeftModel: pairs of parameter and own values
 
 
@@ -117,9 +123,14 @@ def require_reversible(config: LoraConfig, whose: str) -> None:
             )
 
 
-def require_weights(model: nn.Module) -> None:
-    """Raise unless all weights are there."""
+def require_weights(model: nn.Module, config: LoraConfig) -> None:
+    """Raise unless all weights are there and, where they will be trained biases, can be set."""
     named = [*model.named_parameters(), *model.named_buffers()]
+    if config.bias != "none" and any(tensor.is_inference() for _, tensor in named):
+        raise InvalidInput(
+            f"the adapter has bias={config.bias!r}, which cannot be written into a base that was "
+            "made in torch.inference_mode(); make it in torch.no_grad()."
+        )
     if absent := next((name for name, tensor in named if tensor.is_meta), None):
         raise InvalidInput(
             f"{absent} is on the meta device, without values: the model is offloaded in part, and "
@@ -194,11 +205,12 @@ def check_fits(
 
 def _sizes(base: nn.Module) -> Iterator[tuple[str, list[int]]]:
     """Names of the layers that multiply by a matrix, and the matrices' [out, in]."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers.pytorch_utils import Conv1D
 
+    wrappers = {name for name, _ in peft_layers(base)}
     for name, module in base.named_modules():
-        if isinstance(module, nn.Embedding | BaseTunerLayer) or ".lora_" in name:
+        inside = re.search(r"\.(lora_|modules_to_save\.)", name)
+        if name in wrappers or inside or isinstance(module, nn.Embedding):
             continue
         weight = getattr(module, "weight", None)
         if weight is None or weight.ndim != 2:
@@ -221,8 +233,8 @@ def check_target(key: str, tensor: Tensor, target: Tensor) -> None:
         )
     if target.is_inference():
         raise InvalidInput(
-            f"{key} cannot be written into a model that was made in torch.inference_mode(); make "
-            "it in torch.no_grad()."
+            f"{key} cannot be written into a base that was made in torch.inference_mode(); make it "
+            "in torch.no_grad()."
         )
     narrower = torch.finfo(target.dtype).max < torch.finfo(tensor.dtype).max
     if narrower and not tensor.to(target.dtype).isfinite().all():
