@@ -11,6 +11,7 @@ from rich.console import Console
 
 console = Console()
 BASE_HELP = "'smollm2', a folder, a .gguf file, or a hub id (id@revision)."
+DATA_HELP = ".jsonl, .json, .csv or .parquet; '-' is standard input."
 GENERATOR_HELP = "'demo', a folder, or a hub id (id@revision)."
 
 

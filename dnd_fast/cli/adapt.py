@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 from rich.markup import escape
 
-from dnd_fast.console import BASE_HELP, console
+from dnd_fast.console import BASE_HELP, DATA_HELP, console
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_file
 
@@ -35,7 +35,7 @@ class Per(StrEnum):
 
 def adapt(
     prompts: Annotated[
-        Path, typer.Argument(help="A .txt file, one prompt a line, or a .jsonl with key 'prompt'.")
+        Path, typer.Argument(help=f"Prompts: a .txt file, one a line, or {DATA_HELP}")
     ],
     experts: Annotated[
         list[Path],
@@ -59,7 +59,7 @@ def adapt(
     ] = None,
     examples: Annotated[
         Path | None,
-        typer.Option(help="For few-shot: .jsonl with the keys 'prompt' and 'response'."),
+        typer.Option(help=f"For few-shot: prompts and responses, {DATA_HELP}"),
     ] = None,
     per: Annotated[Per, typer.Option(help="One coefficient per expert, or also layer.")] = (
         Per.vector
