@@ -1,11 +1,12 @@
 """The call that people make: ``Generator.generate`` without a word on how, against direct
 convolutions.
 
-python -m bench.generation         # a middle-sized generator with random weights, and the demo's
+python -m bench.generation         # a middle-sized generator with random weights, and the shipped
 python -m bench.generation --save  # … and keep the figures
 
 Every round generates with each form, as often as takes a tenth of a second, and counts the median;
-what is timed is the stage from embeddings to LoRA tensors. The first call is timed apart.
+what is timed is the stage from embeddings to LoRA tensors. The first call is timed apart, and so is
+the whole of generate(), from prompts to an adapter.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dnd_fast.bench.harness.markdown import faster, table
 from dnd_fast.bench.harness.results import append, latest, provenance
 from dnd_fast.bench.harness.timing import console, require_steady, seconds_text, speedup
 from dnd_fast.generator import Generator
-from dnd_fast.generator_config import GeneratorConfig
+from dnd_fast.generator_config import SHIPPED, WEIGHTS_FILE, GeneratorConfig
 from dnd_fast.lora.adapter import Adapter
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.lora.target_modules import LoraModule
@@ -52,7 +53,11 @@ def main(
     encoder, encoder_name = load_encoder("auto", prompts)
     for name, generator in {
         MIDDLE: middle_sized(encoder),
-        "demo": Generator.from_pretrained("demo", encoder=encoder),
+        **{
+            name: Generator.from_pretrained(name, encoder=encoder)
+            for name, (folder, _) in SHIPPED.items()
+            if (folder / WEIGHTS_FILE).is_file()
+        },
     }.items():
         generator.to(device)
         figures = {"generator": name, "seed": SEED, "encoder": encoder_name}
@@ -107,11 +112,13 @@ def _measure(
     if error > AGREEMENT:
         raise SystemExit(f"the adapters differ by {error:.1e}: no figures on a wrong result.")
     seconds = {name: sorted(values) for name, values in seconds.items()}
+    whole = sorted(_generate(forms[OURS], prompts) for _ in range(rounds))
     return {
         "parameters": sum(parameter.numel() for parameter in generator.parameters()),
         "runs": forms[OURS].prepared.describe(),
         "first_decode_seconds": first,
         "decode_seconds": seconds,
+        "adapter_seconds": whole,
         "speedup_over": {name: speedup(seconds, name, OURS) for name in seconds if name != OURS},
         "difference_from_direct": error,
     }
@@ -121,6 +128,12 @@ def _decode(generator: Generator, prompts: list[str]) -> float:
     """Seconds from embeddings to LoRA tensors."""
     generator.generate(prompts)
     return generator.timings["decode"]
+
+
+def _generate(generator: Generator, prompts: list[str]) -> float:
+    """Seconds from prompts to an adapter."""
+    generator.generate(prompts)
+    return sum(generator.timings.values())
 
 
 def _print(figures: dict[str, Any]) -> None:
@@ -136,6 +149,7 @@ def _print(figures: dict[str, Any]) -> None:
         )
     console.print(shown)
     console.print(figures["runs"], highlight=False)
+    console.print(f"an adapter takes {seconds_text(median(figures['adapter_seconds']))} in all")
     for name, ratio in figures["speedup_over"].items():
         console.print(f"generate() decodes {ratio:.2f}x as fast as with {name}")
     console.print(f"its adapters differ from theirs by {figures['difference_from_direct']:.1e}")

@@ -162,6 +162,10 @@ class Phase:
                     f"{name}={getattr(self, name)!r}: it must be a share from 0 to below 1."
                 )
 
+    def quiet(self) -> Phase:
+        """The same without noise and dropout."""
+        return dataclasses.replace(self, noise=0.0, dropout=0.0, prompt_dropout=0.0)
+
 
 @dataclass(frozen=True)
 class Recipe:

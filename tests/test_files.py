@@ -5,6 +5,8 @@ import os
 import pickle
 import shutil
 import warnings
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,6 +162,26 @@ def test_safetensors(tmp_path):
             read_safetensors(file)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_safetensors(tmp_path / "b.safetensors")
+
+
+def test_what_a_killed_writer_has_left_goes_with_the_next_write(tmp_path):
+    """Also what a library puts beside the file it is given: safetensors has a file of its own."""
+    path = tmp_path / "state.safetensors"
+    killed = f"""
+import os
+from pathlib import Path
+from dnd_fast.files import atomic_file
+with atomic_file(Path({str(path)!r})) as staged:
+    staged.write_text("half")
+    staged.with_name(".tmp1ywrxy").write_text("safetensors's own")
+    os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", killed]).returncode == 9
+    assert not path.exists()
+    with atomic_file(path) as staged:
+        staged.write_text("whole")
+    assert [file.name for file in tmp_path.rglob("*")] == [path.name]
+    assert path.read_text() == "whole"
 
 
 def test_a_file_is_replaced_at_the_end(tmp_path):

@@ -88,6 +88,7 @@ def _attach(adapter: Adapter, model: nn.Module, snapshot: Snapshot) -> PeftModel
     check_fits(adapter, config, tensors, base)
     with torch.inference_mode(False):  # what is made in it could never be written to outside
         if live is None:
+            config.base_model_name_or_path = None  # else PEFT warns of renaming it
             live = get_peft_model(cast("PreTrainedModel", model), config)
         else:
             _make_room(live, config, snapshot)

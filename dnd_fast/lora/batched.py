@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -72,7 +73,7 @@ def encode(
             f"conversation: {error}"
         ) from error
     encoded = [
-        _through_end(TokenizedExample(ids, _common(ids, start)), tokenizer.eos_token_id)
+        _through_end(TokenizedExample(ids, common_length(ids, start)), tokenizer.eos_token_id)
         for ids, start in zip(whole, starts, strict=True)
     ]
     if any(start == len(ids) for ids, start in encoded):
@@ -137,7 +138,7 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     """Length of the common beginning."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
@@ -209,6 +210,28 @@ def gradient_checkpointing(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for block in blocks:
             del block.forward  # the class's own one again
+
+
+@contextmanager
+def after(model: PreTrainedModel, beginning: Sequence[int]) -> Iterator[None]:
+    """Let every pass while the block runs go on after these tokens, which are computed once.
+
+    Without gradients, for models that keep keys and values, under one adapter at most.
+    """
+    ids = torch.tensor([beginning], device=model.device)
+    with torch.no_grad():
+        cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+
+    def go_on(module: nn.Module, args: tuple[Tensor, ...], options: dict[str, Any]) -> Any:
+        own = deepcopy(cache)  # a pass adds to it
+        own.batch_repeat_interleave(len(args[0]))
+        return args, options | {"past_key_values": own, "use_cache": True}
+
+    handle = model.register_forward_pre_hook(go_on, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def response_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -155,6 +155,11 @@ class FrozenBase:
 
     def _hidden(self, keys: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
         """What the lower layers put out for sequences of token ids, each ``[tokens, C]``."""
+        if not self._below:
+            return {
+                key: self._embedding[torch.tensor(key, dtype=torch.long, device=self.device)]
+                for key in keys
+            }
         found = {key: self._kept[key] for key in keys if key in self._kept}
         new = sorted({key for key in keys if key not in found}, key=lambda key: (len(key), key))
         for start in range(0, len(new), CHUNK):
@@ -291,7 +296,7 @@ class _Move(torch.autograd.Function):
 
 
 class _Positions(NamedTuple):
-    """What depends on positions alone.
+    """What depends on where tokens are, and not on which.
 
     Attributes:
         cos, sin: rotary embedding, ``[1, T, d]``.

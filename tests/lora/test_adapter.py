@@ -168,6 +168,14 @@ def test_apply_equals_the_formula(make_adapter, tiny_base, settings):
     assert not any(parameter.requires_grad for parameter in applied.parameters())
 
 
+def test_a_base_under_another_name(make_adapter, tiny_base, recwarn):
+    """Whoever applies an adapter has chosen the base: the hub's, or a copy of it in a folder."""
+    tiny_base.name_or_path = "a/folder"
+    applied = make_adapter(base_model_name_or_path="the hub's name").apply(tiny_base)
+    assert applied.peft_config["default"].base_model_name_or_path == "a/folder"
+    assert not [str(warning.message) for warning in recwarn if "renamed" in str(warning.message)]
+
+
 @pytest.mark.parametrize(
     "second",
     [

@@ -1,5 +1,7 @@
 """Many adapters at once, against PEFT and transformers one at a time."""
 
+import itertools
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
@@ -11,6 +13,7 @@ from dnd_fast.lora.batched import (
     IGNORE_INDEX,
     TokenizedExample,
     adapter_losses,
+    after,
     collate,
     encode,
     exact_match,
@@ -151,6 +154,25 @@ def test_logits_of_responses_only(tokenizer):
     assert torch.equal(labels, batch.labels[answered])
     torch.testing.assert_close(logits, base(batch.input_ids).logits[answered])
     assert base(batch.input_ids).logits.ndim == 3  # the head is as before
+
+
+def test_a_beginning_that_is_computed_once(tokenizer, adapters):
+    """Under one adapter, too; any number of passes, each of any size."""
+    model, examples = new_model(), encode(tokenizer, itertools.chain(*EXAMPLES))
+    beginning = list(range(5, 45))
+    whole = [TokenizedExample(beginning + ids, 40 + start) for ids, start in examples]
+    one = {name: value[:1] for name, value in adapters.items()}
+    for chosen in ({}, one):
+        with with_adapters(model, chosen, 2.0), torch.no_grad():
+            expected = summed_losses(model, collate(whole).view(6, 1))
+            with after(model, beginning):
+                found = [
+                    summed_losses(model, collate(part).view(len(part), 1))
+                    for part in (examples[:2], examples[2:])
+                ]
+            again = summed_losses(model, collate(whole).view(6, 1))
+        torch.testing.assert_close(torch.cat(found), expected)
+        assert torch.equal(again, expected)
 
 
 def test_losses_equal_peft(tokenizer, peft_models, adapters):

@@ -141,6 +141,7 @@ def collect_folder(
     )
     with locked(folder, "dnd-fast collect"):
         collection = Collection.begin(folder, manifest)
+        collection.check_base(layout.tensor_shapes())
         groups = collection.unfinished(datasets, spec.parallel)
         if groups:
             loaded, loaded_tokenizer = load_base(base, tokenizer, dtype=dtype, device=device)

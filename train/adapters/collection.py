@@ -254,6 +254,25 @@ class Collection:
                 "give it another name, or collect into another folder."
             )
 
+    def check_base(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        """Raise InvalidInput unless the base gives adapters of the shapes that are here already.
+
+        Args:
+            shapes: PEFT's names and the shapes of an adapter's tensors.
+        """
+        kept = {key: tuple(value.shape[1:]) for key, value in self._read_state()[2].items()}
+        kept = {key.removeprefix("adapter/"): shape for key, shape in kept.items()}
+        if not kept and self._checkpoints:
+            first = next(iter(self._checkpoints.values()))[0]
+            kept = {key: tuple(value.shape) for key, value in self.load(first).items()}
+        for name, shape in shapes.items():
+            if kept and kept.get(name) != shape:
+                raise InvalidInput(
+                    f"the base {self.manifest.base!r} is not the model that {self.folder} was "
+                    f"begun with: {name} would have shape {shape}, there it has {kept.get(name)}. "
+                    "Put that model back, or collect into another folder."
+                )
+
     def start(self, group: Group) -> None:
         """Copy a group's data sets, so that what its adapters are trained on stays known."""
         for dataset in group.datasets:

@@ -162,7 +162,7 @@ def evaluate(
             data=data or [],
             methods=METHODS if rows is None else rows.split(","),
             examples=examples,
-            adapters=_labelled(adapter or []),
+            adapters=labelled_folders(adapter or []),
             prompt_batches=prompt_batches,
             seed=seed,
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
@@ -178,13 +178,20 @@ def evaluate(
             console.print(f"Wrote [bold]{escape(str(path))}[/bold].")
 
 
-def _labelled(options: list[str]) -> dict[str, Path]:
-    """Read LABEL=FOLDER."""
+def labelled_folders(options: list[str]) -> dict[str, Path]:
+    """Read folders given as LABEL=FOLDER, by their labels.
+
+    Raises:
+        InvalidInput: one is given otherwise.
+    """
     pairs = [option.partition("=") for option in options]
     for option, (label, mark, folder) in zip(options, pairs, strict=True):
         if not (label and mark and folder):
             raise InvalidInput(f"--adapter {option}: expected LABEL=FOLDER.")
-    return {label: Path(folder) for label, _, folder in pairs}
+    labelled = {label: Path(folder) for label, _, folder in pairs}
+    if len(labelled) < len(pairs):
+        raise InvalidInput("two of --adapter have the same label; each is a row of its own.")
+    return labelled
 
 
 def _print(evaluation: Evaluation, full: bool) -> None:

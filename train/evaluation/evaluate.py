@@ -30,8 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dnd_fast.errors import InvalidInput
 from dnd_fast.generator import Generator
-from dnd_fast.lora.adapter import PREFIX, Adapter
-from dnd_fast.lora.batched import with_adapters
+from dnd_fast.lora.adapter import Adapter
 from dnd_fast.text.datasets import Example
 from dnd_fast.train.adapters.collection import Collection
 from dnd_fast.train.evaluation.metrics import Metric
@@ -46,6 +45,7 @@ BASE, ORACLE = "base", "oracle"
 MEAN, BEST = "training adapters, mean", "training adapters, best on the test data"
 NEAREST, SOUP = "training adapters, nearest by embedding", "training adapters, mean of weights"
 GENERATED, CONTROL = "generated", "generated from another data set's prompts"
+ROWS = (BASE, MEAN, BEST, NEAREST, SOUP, GENERATED, CONTROL, ORACLE)
 METHODS = ("base", "training", "nearest", "soup", "generated", "control", "oracle")
 IN_CONTEXT = re.compile(r"in-context-([1-9]\d*)")
 
@@ -117,17 +117,27 @@ def evaluate(
 
     Raises:
         InvalidInput: an adapter does not fit the base model, generators and collection are for
-            different adapters, or there is no such method.
+            different adapters, there is no such method, there are too few examples to put into the
+            context, or a name is that of another row.
     """
+    adapters = adapters or {}
     check_methods(methods)
     for generator in generators.values():
         _check_fits(generator, collection)
+    for name, adapter in adapters.items():
+        _check_adapter(name, adapter, evaluator.model)
     test = _Test(evaluator, collection, held_out, trained_on, form, progress)
-    rows: dict[str, Row] = {BASE: test.base()} if "base" in methods else {}
-    for name in filter(IN_CONTEXT.fullmatch, methods):
-        rows[name] = test.in_context(int(name.rpartition("-")[2]), seed)
-    for name, adapter in (adapters or {}).items():
-        rows[name] = test.everywhere(name, adapter)
+    in_context = {
+        name: test.with_shots(int(name.rpartition("-")[2]), seed)
+        for name in filter(IN_CONTEXT.fullmatch, methods)
+    }
+    rows: dict[str, Row] = {}
+    if "base" in methods:
+        rows[BASE] = test.everywhere(BASE, held_out)
+    for name, tasks in in_context.items():
+        rows[name] = test.everywhere(name, tasks)
+    for name, adapter in adapters.items():
+        rows[name] = test.everywhere(name, held_out, adapter)
     trained = test.training_adapters() if "training" in methods else {}
     rows |= _summaries(trained) if any(trained.values()) else {}
     if "nearest" in methods and trained_on:
@@ -169,18 +179,25 @@ class _Test:
     form: Form
     progress: Progress
 
-    def base(self) -> Row:
-        """Score the base model alone."""
+    def everywhere(
+        self, name: str, tasks: Sequence[EvalTask], adapter: Adapter | None = None
+    ) -> Row:
+        """Score one adapter, or the base alone, on every data set."""
         row: Row = {}
-        for done, task in enumerate(self.held_out, 1):
-            row[task.name] = [self.evaluator.score(None, task)]
-            self.progress("test the base model", done, len(self.held_out))
+        for done, task in enumerate(tasks, 1):
+            row[task.name] = [self.evaluator.score(adapter, task)]
+            self.progress(f"test {name}", done, len(tasks))
         return row
 
-    def in_context(self, count: int, seed: int) -> Row:
-        """Score the base model with examples before each question, the same for a data set's."""
-        row: Row = {}
-        for done, task in enumerate(self.held_out, 1):
+    def with_shots(self, count: int, seed: int) -> list[EvalTask]:
+        """Put examples before each question, the same for all of a data set."""
+        if self.evaluator.metric.needed is None:
+            raise InvalidInput(
+                f"{self.evaluator.metric.name} brings its own questions, before which no examples "
+                "can be put: leave in-context out."
+            )
+        tasks = []
+        for task in self.held_out:
             prompts = {question.prompt for question in task.questions}
             pool = [example for example in task.shots if example.prompt not in prompts]
             if len(pool) < count:
@@ -190,18 +207,8 @@ class _Test:
                 )
             shots = tuple(random.Random(f"in context {task.name} {seed}").sample(pool, count))
             asked = tuple(dataclasses.replace(each, shots=shots) for each in task.questions)
-            with_shots = dataclasses.replace(task, questions=asked)
-            row[task.name] = [self.evaluator.score(None, with_shots)]
-            self.progress(f"test with {count} examples in context", done, len(self.held_out))
-        return row
-
-    def everywhere(self, name: str, adapter: Adapter) -> Row:
-        """Score one adapter on every data set."""
-        row: Row = {}
-        for done, task in enumerate(self.held_out, 1):
-            row[task.name] = [self.evaluator.score(adapter, task)]
-            self.progress(f"test {name}", done, len(self.held_out))
-        return row
+            tasks.append(dataclasses.replace(task, questions=asked))
+        return tasks
 
     def training_adapters(self) -> dict[str, Row]:
         """Score every training adapter on the data sets that it was not trained on."""
@@ -304,7 +311,7 @@ class _Test:
 
 @contextmanager
 def with_adapter(model: PreTrainedModel, adapter: Adapter | None) -> Iterator[None]:
-    """Put the model under an adapter while the block runs.
+    """Put the model under an adapter, any that PEFT can apply, while the block runs.
 
     Raises:
         InvalidInput: the adapter does not fit the model.
@@ -312,18 +319,11 @@ def with_adapter(model: PreTrainedModel, adapter: Adapter | None) -> Iterator[No
     if adapter is None:
         yield
         return
-    linears = {name: module for name, module in model.named_modules() if hasattr(module, "weight")}
-    for name in adapter.modules:
-        a, b = (adapter.tensors[f"{PREFIX}{name}.lora_{half}.weight"] for half in "AB")
-        shape = tuple(linears[name].weight.shape) if name in linears else None
-        if shape != (b.shape[0], a.shape[1]):
-            raise InvalidInput(
-                f"an adapter does not fit this {type(model).__name__}: it changes {name}, "
-                f"{b.shape[0]} x {a.shape[1]}, where the model has {shape or 'nothing'}."
-            )
-    one = {name: value[None].to(model.device) for name, value in adapter.tensors.items()}
-    with with_adapters(model, one, adapter.scaling):
+    wrapped = adapter.apply(model)
+    try:
         yield
+    finally:
+        wrapped.unload()
 
 
 def last_adapter(collection: Collection, name: str) -> Adapter:
@@ -372,6 +372,16 @@ def _summaries(adapters: Mapping[str, Row]) -> dict[str, Row]:
         rows[MEAN][name] = [[mean(question) for question in zip(*scores, strict=True)]]
         rows[BEST][name] = [max(scores, key=mean)]
     return rows
+
+
+def _check_adapter(name: str, adapter: Adapter, model: PreTrainedModel) -> None:
+    if name in ROWS:
+        raise InvalidInput(f"an adapter cannot be named {name!r}, as another row is.")
+    try:
+        with with_adapter(model, adapter):
+            pass
+    except InvalidInput as error:
+        raise InvalidInput(f"adapter {name!r}: {error}") from error
 
 
 def _check_fits(generator: Generator, collection: Collection) -> None:

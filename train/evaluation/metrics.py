@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,7 +25,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dnd_fast.errors import InvalidInput
 from dnd_fast.lora.batched import (
     TokenizedExample,
+    after,
     collate,
+    common_length,
     encode,
     exact_match,
     generation_inputs,
@@ -43,6 +46,7 @@ from dnd_fast.train.evaluation.sandbox import succeeds
 
 LETTER_TOKENS, TEXT_TOKENS = 24, 512  # generated at most, where nothing else is said
 MOST_OPTIONS = 26
+WORTH_SHARING = 64  # tokens that all sequences begin with
 
 
 @dataclass(frozen=True)
@@ -298,7 +302,10 @@ def _on_sequences(
     examples: Iterable[Example],
     run: Callable[[Sequence[TokenizedExample]], list[float]],
 ) -> list[float]:
-    """Run on the examples' token ids, without what follows a response's end-of-turn token."""
+    """Run on the examples' token ids, without what follows a response's end-of-turn token.
+
+    What all begin with, as examples in context, is computed once.
+    """
     end = batch.tokenizer.eos_token_id
     sequences = [
         TokenizedExample(ids[: ids.index(end, start) + 1], start)
@@ -306,7 +313,13 @@ def _on_sequences(
         else TokenizedExample(ids, start)
         for ids, start in encode(batch.tokenizer, examples)
     ]
-    return _in_passes(sequences, batch.settings.batch, lambda sequence: len(sequence.ids), run)
+    first = sequences[0].ids
+    shared = min(min(common_length(first, ids), start - 1) for ids, start in sequences)
+    if shared < WORTH_SHARING or batch.model._is_stateful:  # recurrent ones keep no keys
+        shared = 0
+    rest = [TokenizedExample(ids[shared:], start - shared) for ids, start in sequences]
+    with after(batch.model, first[:shared]) if shared else nullcontext():
+        return _in_passes(rest, batch.settings.batch, lambda sequence: len(sequence.ids), run)
 
 
 def _in_passes(

@@ -246,7 +246,7 @@ def _count(
 ) -> _Counted:
     """Count a step; large passes are extrapolated from smaller ones, whose peaks lie on a line."""
     described = json.dumps(dataclasses.asdict(recipe))
-    quiet = dataclasses.replace(phase, noise=0.0, dropout=0.0, prompt_dropout=0.0)
+    quiet = phase.quiet()
     # What a peak does not depend on is left out, so that it is counted once.
     plain = TrainerConfig(bf16=trainer_config.bf16, checkpointing=trainer_config.checkpointing)
 

@@ -90,7 +90,7 @@ class Loss:
         size: int,
     ) -> float:
         """Average over one batch that is always the same, without noise and dropout."""
-        quiet = dataclasses.replace(phase, steps=1, noise=0.0, dropout=0.0, prompt_dropout=0.0)
+        quiet = dataclasses.replace(phase.quiet(), steps=1)
         length = self.decoder.condition_shape[1]
         batches = MicroBatches(tasks, pairing, quiet, length=length, context=context, size=size)
         total = torch.zeros((), device=self.device)

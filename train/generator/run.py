@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dnd_fast import smollm2
-from dnd_fast.base_model import load_base
+from dnd_fast.base_model import check_fits, load_base
 from dnd_fast.decoder.planning import kind_of, training_plan
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_file, locked, read_safetensors, write_safetensors
@@ -136,9 +136,11 @@ def check_run_config(run_config: RunConfig, collection: Collection, processes: i
     """Return the names of the data sets to train on, those without adapters last.
 
     Raises:
-        InvalidInput: the recipe has no phases, its adapters are not the collection's, the batch
-            cannot be shared out evenly, nothing is left to train on, or there are data sets without
-            adapters that no phase draws from, or of a name that another one has.
+        OSError: the collection's base, where a phase needs it, cannot be had.
+        InvalidInput: the recipe has no phases, its adapters are not the collection's, the base that
+            a phase needs is another model, the batch cannot be shared out evenly, nothing is left
+            to train on, or there are data sets without adapters that no phase draws from, or of a
+            name that another one has.
     """
     recipe, manifest = run_config.recipe, collection.manifest
     if not recipe.phases:
@@ -160,6 +162,8 @@ def check_run_config(run_config: RunConfig, collection: Collection, processes: i
             f"recipe {recipe.name} is for adapters of the modules {targets}, those of "
             f"{collection.folder} are of {manifest.target_modules}: see the recipe's lora.layers."
         )
+    if any(phase.objective == "sft" for phase in recipe.phases):
+        check_fits(manifest.base, recipe)
     if set(collection.names) <= set(run_config.held_out):
         raise InvalidInput(f"all data sets of {collection.folder} are held out: none is left.")
     names = [*collection.names, *_uncollected(run_config, collection)]

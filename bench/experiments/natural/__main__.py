@@ -67,9 +67,18 @@ def evaluate(
         typer.Option(help="Which questions and prompts, repeated for more.", show_default="levels"),
     ] = None,
     prompt_batches: Annotated[int, typer.Option(help="Conditions of each task.", min=1)] = 1,
+    collection: Annotated[
+        Path | None,
+        typer.Option(help="Collection with oracles, too.", show_default="the run's own"),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="LABEL=FOLDER: another adapter of the base, a row of its own."),
+    ] = None,
 ) -> None:
     """Test a run's generator on a split, and add a line to bench/results/natural.jsonl."""
     from dnd_fast.bench.experiments.natural import evaluate as evaluation
+    from dnd_fast.train.commands.evaluate import labelled_folders
 
     chosen = [
         each for group in settings or [Settings.levels] for each in evaluation.SETTINGS[group]
@@ -84,6 +93,8 @@ def evaluate(
                 name=name,
                 settings=chosen,
                 prompt_batches=prompt_batches,
+                collection=collection,
+                adapters=labelled_folders(adapter or []),
                 progress=progress,
             )
     except (InvalidInput, OSError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,8 +46,9 @@ def evaluate(
     name: str,
     settings: Sequence[Setting],
     prompt_batches: int = 1,
+    collection: Path | None = None,
+    adapters: Mapping[str, Path] | None = None,
     progress: Progress = lambda stage, done, total: None,
-    **options: Any,
 ) -> Path:
     """Evaluate the last generator of a training run on a split, and add a line to the results.
 
@@ -59,14 +60,15 @@ def evaluate(
         name: What the line is of, such as "generator", "baselines" or an ablation's variant.
         settings: Questions and prompts.
         prompt_batches: Conditions drawn for each task.
+        collection: Collection that has oracles, too; None: the run's own.
+        adapters: See :func:`evaluate_targets`.
         progress: Callback that gets stage, steps done and in all.
-        options: More of :func:`evaluate_targets`.
 
     Raises:
         FileNotFoundError: there is no such run, suite or split.
         InvalidInput: the run is not finished, or does not fit the suite.
     """
-    target = EvalTarget.from_run(run)
+    target = EvalTarget.from_run(run, collection)
     label = list(target.generators)[-1]
     target = dataclasses.replace(target, generators={"": target.generators[label]})
     evaluations = {
@@ -78,9 +80,10 @@ def evaluate(
                 prompts=suite / "prompts" / setting.prompts,
                 data=[f"@{suite / 'splits' / split}.txt"],
                 methods=rows,
+                examples=suite / "train",
+                adapters=adapters,
                 prompt_batches=prompt_batches,
                 progress=progress,
-                **options,
             )
         )
         for setting in settings

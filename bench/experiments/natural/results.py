@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from statistics import mean
 from typing import Any
 
@@ -30,7 +30,6 @@ ROWS = {
     "LoRA trained on the task's own answers": ("oracle", "own"),
 }
 SPLITS = {
-    "test": "combinations",
     "unseen-skill": "unseen skills",
     "unseen-format": "unseen formats",
 }
@@ -40,12 +39,16 @@ WORDINGS = {
 }
 
 
+Lines = list[dict[str, Any]]
+
+
 def scores() -> str:
     """Exact match on unseen combinations, by what questions say: mean over seeds, and range."""
+    lines = _lines("test")
     rows = (
         (label, *cells)
         for label, (row, prompts) in ROWS.items()
-        if any(cells := [_cell("test", _setting(level, prompts), row) for level in LEVELS])
+        if any(cells := [_cell(lines, _setting(level, prompts), row) for level in LEVELS])
     )
     return table(("unseen combinations", *LEVELS), rows)
 
@@ -56,13 +59,14 @@ def elsewhere() -> str:
 
 
 def _elsewhere() -> Iterator[tuple[str, ...]]:
+    lines = _lines("test")
     for label, setting in WORDINGS.items():
-        if cell := _cell("test", setting, "generated"):
+        if cell := _cell(lines, setting, "generated"):
             yield label, cell, "", ""
     for split, label in SPLITS.items():
+        lines = _lines(split)
         for row in ("base", "generated", "oracle"):
-            cells = [_cell(split, level, row) for level in LEVELS]
-            if split != "test" and any(cells):
+            if any(cells := [_cell(lines, level, row) for level in LEVELS]):
                 yield f"{label}: {row}", *cells
 
 
@@ -70,21 +74,19 @@ def _setting(level: str, prompts: str) -> str:
     return level if prompts == "own" else f"{level} / {prompts}"
 
 
-def _cell(split: str, setting: str, row: str) -> str:
-    """Mean over the newest line of every seed, with the range where there are several."""
+def _lines(split: str) -> Lines:
+    """Read the newest line of everything measured on a split."""
+    return [line for line in latest(BENCH, "name", "split", "seed") if line["split"] == split]
+
+
+def _cell(lines: Lines, setting: str, row: str) -> str:
+    """Mean over the lines that have the row, with the range where there are several."""
     found = [
-        value
-        for line in latest(BENCH, "name", "split", "seed")
-        if line["split"] == split
-        and (value := _mean(line["evaluations"], setting, row)) is not None
+        evaluations[setting][row]["mean"]
+        for line in lines
+        if row in (evaluations := line["evaluations"]).get(setting, {})
     ]
     if not found:
         return ""
     spread = f" ({min(found):.2f} to {max(found):.2f})" if len(found) > 1 else ""
     return f"{mean(found):.2f}{spread}"
-
-
-def _mean(evaluations: Mapping[str, Any], setting: str, row: str) -> float | None:
-    cell = evaluations.get(setting, {}).get(row, {})
-    value: float | None = cell.get("mean")
-    return value

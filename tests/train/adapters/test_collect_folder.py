@@ -29,7 +29,8 @@ from dnd_fast.train.adapters.collection import STATE_FILE, Collection
 from dnd_fast.train.adapters.lora_trainer import LoraTrainer
 from dnd_fast.train.commands.collect import collect as command
 
-from ...test_base_model import new_base, save_base
+from ...bad_input import contents
+from ...test_base_model import SIZES, new_base, save_base
 
 TASKS = [
     Task("first", "plain", "food"),
@@ -326,6 +327,23 @@ def test_other_misuse_is_named(files, base, tmp_path):
             run(files, tmp_path / "c", base)
     with pytest.raises(InvalidInput, match="no prompt leaves room"):
         run(files, tmp_path / "c", base, dataclasses.replace(SPEC, length=4))
+
+
+@pytest.mark.parametrize("steps", [2, 5, 9, None])
+def test_another_model_in_the_bases_place(steps, files, tmp_path, monkeypatch):
+    """Whether there is state alone, checkpoints, finished data sets, or nothing else."""
+    (tmp_path / "moved").mkdir()
+    base = save_base("qwen2", tmp_path / "moved")
+    if steps:
+        stopped(monkeypatch, steps, files, tmp_path / "c", base)
+    else:
+        run(files[:2], tmp_path / "c", base)
+    monkeypatch.setitem(SIZES, "intermediate_size", 64)
+    save_base("qwen2", tmp_path / "moved")
+    before = contents(tmp_path / "c")
+    with pytest.raises(InvalidInput, match=f"'{base[0]}' is not the model that .*/c was begun"):
+        run(files, tmp_path / "c", base)
+    assert contents(tmp_path / "c") == before
 
 
 def test_long_responses_are_counted(files, base, tmp_path):

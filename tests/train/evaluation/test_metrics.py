@@ -135,6 +135,24 @@ def test_choice_is_the_most_likely_option(model, tokenizer, given_options):
     assert found == [1.0, 0.0] * len(PROMPTS)
 
 
+def test_what_questions_begin_with_is_computed_once(model, tokenizer, monkeypatch):
+    shots = tuple(Question(f"echo {word}", word) for word in ("fig", "rice", "tuna"))
+    questions = tuple(Question(prompt, "[A]", shots=shots) for prompt in PROMPTS)
+    batch, found, sizes = EvalBatch(model, tokenizer, questions, Settings(batch=2)), [], []
+
+    def run(part):
+        examples = metrics.collate(part).view(len(part), 1)
+        sizes.append(examples.labels.shape[-1])
+        return metrics.summed_losses(model, examples).tolist()
+
+    with torch.no_grad():
+        for worth in (1, 10**6):
+            monkeypatch.setattr(metrics, "WORTH_SHARING", worth)
+            found.append(metrics._on_sequences(batch, questions, run))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert max(sizes[:2]) < 0.5 * min(sizes[2:])
+
+
 def test_choice_refuses_what_is_none(model, tokenizer):
     metric = make_metric("choice")
     with pytest.raises(InvalidInput, match="is not among its options"):

@@ -170,6 +170,34 @@ def test_prompts_need_no_responses_unless_conditions_hold_them(
         target.read_held_out([name], tests, prompts.parent, "response")
 
 
+def test_examples_in_context_and_other_adapters(
+    make_run, tests, collection, shared_collection, tmp_path
+):
+    task = split_tasks(0)["test"][0]
+    name = write_dataset(tests, task, 8, words="test", seed=1).stem
+    run = make_run("run", [name], ["mse"], trained_on=collection.names)
+    write_dataset(tmp_path / "prompts", task)
+    folder = collection.checkpoints(collection.names[0])[0]
+    common = [run, "--test", tests, "--prompts", tmp_path / "prompts", "--rows", "in-context-2"]
+    with pytest.raises(InvalidInput, match=r"has 0 examples with responses.* --examples"):
+        dnd_fast_evaluate(*common)
+    write_dataset(tmp_path / "labelled", task, 3)
+    dnd_fast_evaluate(
+        *common, "--examples", tmp_path / "labelled", "--adapter", f"another={folder}",
+        "--json", tmp_path / "table.json",
+    )  # fmt: skip
+    table = json.loads((tmp_path / "table.json").read_text())["methods"]
+    assert list(table) == ["in-context-2", "another"]
+    for options, message in (
+        (["x"], "--adapter x: expected LABEL=FOLDER"),
+        ([f"x={folder}", f"x={folder}"], "two of --adapter have the same label"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            dnd_fast_evaluate(*common, *(part for o in options for part in ("--adapter", o)))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        dnd_fast_evaluate(*common, "--adapter", f"x={tmp_path / 'nowhere'}")
+
+
 def test_the_run_s_condition_form_counts(make_run, collection):
     run = make_run("run", collection.names[:1], form="answer")
     assert EvalTarget.from_run(run).form == "answer"

@@ -11,6 +11,7 @@ import torch
 import typer
 from accelerate import tracking
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from dnd_fast import Generator, InvalidInput, Recipe
@@ -253,6 +254,17 @@ def test_what_cannot_work_is_refused_first(run_config, collection, encoder, tmp_
         "micro_batch=3 does not divide",
         dataclasses.replace(run_config, trainer_config=trainer_config),
     )
+
+
+def test_another_model_in_the_bases_place(run_config, collection, encoder, tmp_path):
+    config = AutoConfig.for_model(**RECIPE.base.config | {"intermediate_size": 96})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    moved = copy.copy(collection)
+    moved.manifest = dataclasses.replace(collection.manifest, base=str(tmp_path / "base"))
+    message = f"the base '{tmp_path}/base' is not what the recipe 'demo' is for"
+    with pytest.raises(InvalidInput, match=message):
+        train_run(run_config, moved, tmp_path / "run", encoder=encoder)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_adapter_is_named(run_config, shared_collection, encoder, tmp_path):
