@@ -4,9 +4,9 @@ import errno
 import os
 import pickle
 import shutil
-import warnings
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
