@@ -22,12 +22,13 @@ ODD_TEXTS = [
 
 
 def damage(file, rng):
-    """Damage a file in one way that suits it, or put something else into its place."""
+    """Damage a file in one way that suits it, or put something else into its place; which way."""
     if rng.random() < 0.04:
-        return replace(file, rng)
+        replace(file, rng)
+        return replace
     whole = file.read_bytes()
-    ways = [flip, flip, overwrite, cut, insert, swap]
-    if file.suffix in (".json", ".jsonl", ".toml", ".txt", ".csv", ".jinja"):
+    ways = [flip, *BYTEWISE]
+    if file.suffix in (".json", ".jsonl", ".toml", ".txt", ".csv", ".jinja", ".yaml"):
         ways += [odd_text, odd_text, change_line]
     if file.suffix in (".json", ".jsonl"):
         ways += [change_json] * 6
@@ -35,10 +36,11 @@ def damage(file, rng):
         ways += [change_toml] * 6
     if file.suffix == ".safetensors":
         ways += [change_tensors] * 5 + [change_header] * 3
-    if file.suffix == ".pth":
+    if file.suffix in (".pth", ".bin"):
         ways += [change_member] * 4
-    file.write_bytes(rng.choice(ways)(whole, rng))
-    return None
+    way = rng.choice(ways)
+    file.write_bytes(way(whole, rng))
+    return way
 
 
 def replace(file, rng):
@@ -220,3 +222,6 @@ def change_member(whole, rng):
         for name, content in members.items():
             archive.writestr(name, content)
     return written.getvalue()
+
+
+BYTEWISE = (flip, overwrite, cut, insert, swap)

@@ -4,7 +4,6 @@ A case that computes for more than ten seconds, or waits for a minute, ends the 
 needs more than a gigabyte fails.
 """
 
-import contextlib
 import json
 import os
 import random
@@ -17,12 +16,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import runs
+import tensors
+import texts
 import torch
-from formats import FORMATS
-from mutate import damage
+from form import SEALED
+from mutate import BYTEWISE, damage
 
 from dnd_fast import InvalidInput
 
+FORMATS = texts.FORMATS | tensors.FORMATS | runs.FORMATS
 SECONDS, WAIT, MEMORY = 10, 60, 1 << 30
 
 
@@ -61,8 +64,8 @@ def run(number, good, place, values):
     shutil.copytree(good / name, place)
     files = sorted(path for path in place.rglob("*") if path.is_file() and path.name != ".lock")
     file = rng.choice(files)
-    damage(file, rng)
-    case = {"case": number, "format": name, "file": file.name}
+    way = damage(file, rng)
+    case = {"case": number, "format": name, "file": file.name, "way": way.__name__}
     try:
         found = plain(FORMATS[name].read(place))
     except (InvalidInput, OSError) as error:
@@ -71,15 +74,15 @@ def run(number, good, place, values):
         return case | {"came": "FAULT", "what": f"{type(error).__name__}: {error}"[:300]}
     if found == values[name]:
         return case | {"came": "equal"}
-    came = "FAULT" if is_sealed(FORMATS[name], file) else "other"
+    came = "FAULT" if is_sealed(FORMATS[name], file, way) else "other"
     return case | {"came": came, "what": "other values"}
 
 
-def is_sealed(form, file):
-    """Whether a file says by a checksum, which it still has, what its values are."""
-    if file.suffix not in form.sealed:
+def is_sealed(form, file, way):
+    """Whether a file still says by a checksum what its values are."""
+    if form.foreign or file.suffix not in SEALED or not file.is_file():
         return False
-    return file.suffix != ".safetensors" or (file.is_file() and b'"sha256":"' in file.read_bytes())
+    return way in BYTEWISE if file.suffix != ".safetensors" else b'"sha256":"' in file.read_bytes()
 
 
 def main(folder, first, last):
@@ -87,9 +90,8 @@ def main(folder, first, last):
     warnings.simplefilter("ignore")
     good, place = folder / "good", folder / "case"
     shutil.rmtree(folder, ignore_errors=True)
-    values = prepare(good)
-    with contextlib.suppress(OSError):  # the first use of anything, before memory is counted
-        FORMATS["base"].read(good / "base")
+    values = prepare(good)  # also the first use of anything, before memory is counted
+    print(json.dumps({"formats": list(FORMATS)}), flush=True)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, -1))
     for number in range(first, last):
