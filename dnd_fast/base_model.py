@@ -22,6 +22,7 @@ from transformers import (
 from dnd_fast import smollm2
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_folder, check_weights, hash_file, read_json, write_json
+from dnd_fast.filesystem import require_regular_files
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.hub import split_revision
 from dnd_fast.lora.batched import require_chat_template
@@ -194,6 +195,8 @@ def _source(place: str) -> dict[str, Any]:
     """Return arguments for transformers' ``from_pretrained``."""
     if not place.endswith(".gguf"):
         name, revision = split_revision(place)
+        if Path(name).is_dir():
+            require_regular_files(Path(name))
         return {
             "pretrained_model_name_or_path": name,
             "revision": revision,

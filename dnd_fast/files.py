@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -26,11 +25,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dnd_fast.errors import InvalidInput
 from dnd_fast.filesystem import (
+    TEXT_BYTES,
     exchange,
     is_open_as,
     link_missing,
     make_folder,
     opened,
+    require_regular,
     sweep,
     sync,
     temporary_folder,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHECKSUM = "sha256"
-TEXT_BYTES = 1 << 28  # of a JSON file, at most
 DEPTH = 50  # of values in a file
 T = TypeVar("T")
 
@@ -156,13 +156,7 @@ def read_bytes(path: str | Path, limit: int = TEXT_BYTES) -> bytes:
         InvalidInput: it is a device, a pipe or the like, or larger than ``limit`` bytes.
     """
     path = Path(path)
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise InvalidInput(f"{path} is a device or a pipe; give a regular file.")
-    if status.st_size > limit:
-        raise InvalidInput(
-            f"{path} has {status.st_size} bytes; at most {limit} are read of such a file."
-        )
+    require_regular(path, limit)
     return path.read_bytes()
 
 
@@ -324,7 +318,8 @@ def warn_unchecked(path: Path) -> None:
 
 
 def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal; errors as :func:`read_bytes`."""
+    require_regular(Path(path))
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,7 @@
-"""What saving is made of: temporary folders, locks, and folders that change places at once."""
+"""What saving is made of: temporary folders, locks, and folders that change places at once.
+
+And what may be read: regular files, since a pipe is waited for and a device read without end.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,16 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dnd_fast.errors import InvalidInput
+
 TEMPORARY = ".dnd-fast-"  # what names of temporary folders begin with
+TEXT_BYTES = 1 << 28  # of a file that is read whole, at most
+TEXTS = (".json", ".jinja", ".txt", ".model")
 
 
 @contextmanager
@@ -104,6 +112,33 @@ def make_folder(folder: Path) -> None:
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync(folder.parent)
+
+
+def require_regular(path: Path, limit: int | None = None) -> None:
+    """Raise unless there is a regular file, or a folder, of at most ``limit`` bytes.
+
+    Raises:
+        OSError: there is no such file.
+        InvalidInput: it is a device, a pipe or the like, or larger.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise InvalidInput(f"{path} is a device or a pipe; give a regular file.")
+    if limit is not None and status.st_size > limit:
+        raise InvalidInput(
+            f"{path} has {status.st_size} bytes; at most {limit} are read of such a file."
+        )
+
+
+def require_regular_files(folder: Path) -> None:
+    """Raise unless all that is in a folder, for a library to read, is regular and texts are short.
+
+    Raises:
+        OSError: the folder cannot be read, or a link in it leads nowhere.
+        InvalidInput: as :func:`require_regular`.
+    """
+    for path in folder.rglob("*"):
+        require_regular(path, TEXT_BYTES if path.suffix in TEXTS else None)
 
 
 def sync(path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import torch
 
 from dnd_fast.errors import InvalidInput
+from dnd_fast.filesystem import require_regular
 
 
 def read_torch(path: str | Path) -> Any:
@@ -17,8 +18,9 @@ def read_torch(path: str | Path) -> Any:
 
     Raises:
         OSError: there is no such file.
-        InvalidInput: the file is damaged or compressed, or holds other objects.
+        InvalidInput: the file is damaged or compressed, no regular file, or holds other objects.
     """
+    require_regular(Path(path))
     with open(path, "rb") as file:
         try:
             _check_archive(file)

@@ -6,13 +6,14 @@ import os
 
 import pytest
 
-from dnd_fast import filesystem
+from dnd_fast import InvalidInput, filesystem
 from dnd_fast.filesystem import (
     TEMPORARY,
     exchange,
     link_missing,
     make_folder,
     opened,
+    require_regular_files,
     sweep,
     temporary_folder,
     try_lock,
@@ -137,3 +138,27 @@ def test_new_folders_outlast_a_failure_of_power(tmp_path, monkeypatch):
     assert synced == [tmp_path, tmp_path / "a"]
     make_folder(tmp_path / "a" / "b")
     assert len(synced) == 2
+
+
+def test_folders_for_a_library_to_read(tmp_path):
+    """It would wait for a pipe, and read a device or a text of terabytes into memory."""
+    inner = folder(folder(tmp_path / "a", **{"model.safetensors": "x"}) / "tokenizer", file="x")
+    with (tmp_path / "a" / "large.safetensors").open("wb") as file:
+        file.truncate(1 << 40)
+    require_regular_files(tmp_path / "a")
+    (inner / "link").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError):
+        require_regular_files(tmp_path / "a")
+    (inner / "link").unlink()
+    (inner / "device").symlink_to("/dev/zero")
+    with pytest.raises(InvalidInput, match="device is a device or a pipe"):
+        require_regular_files(tmp_path / "a")
+    (inner / "device").unlink()
+    os.mkfifo(inner / "pipe")
+    with pytest.raises(InvalidInput, match="pipe is a device or a pipe"):
+        require_regular_files(tmp_path / "a")
+    (inner / "pipe").unlink()
+    with (inner / "vocab.txt").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InvalidInput, match=r"vocab\.txt has 1099511627776 bytes"):
+        require_regular_files(tmp_path / "a")

@@ -1,5 +1,6 @@
 """Checkpoints by torch.save: damage is found that torch does not look for."""
 
+import os
 import random
 import zipfile
 
@@ -81,3 +82,9 @@ def test_missing_files(tmp_path):
         read_torch(tmp_path / "none.pth")
     with pytest.raises(IsADirectoryError):
         read_torch(tmp_path)
+
+
+def test_what_is_no_regular_file(tmp_path):
+    """A pipe was waited for without end."""
+    os.mkfifo(tmp_path / "pipe")
+    fails("is a device or a pipe", read_torch, tmp_path / "pipe")

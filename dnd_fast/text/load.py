@@ -11,6 +11,7 @@ import torch
 
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import check_weights, hash_file
+from dnd_fast.filesystem import require_regular_files
 from dnd_fast.hub import split_revision
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def load_transformer(name: str, dtype: torch.dtype | str) -> Transformer:
     # By default transformers would ask, and take a pipe's answer.
     hub = {"revision": revision, "trust_remote_code": False}
     try:
+        if Path(source).is_dir():
+            require_regular_files(Path(source))
         modules_file = _find_modules_file(source, revision)
         if modules_file is None:
             loaded = _from_transformers(source, dtype, **hub)

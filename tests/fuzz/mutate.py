@@ -22,10 +22,7 @@ ODD_TEXTS = [
 
 
 def damage(file, rng):
-    """Damage a file in one way that suits it, or put something else into its place; which way."""
-    if rng.random() < 0.04:
-        replace(file, rng)
-        return replace
+    """Damage a file in one way that suits it; return which."""
     whole = file.read_bytes()
     ways = [flip, *BYTEWISE]
     if file.suffix in (".json", ".jsonl", ".toml", ".txt", ".csv", ".jinja", ".yaml"):
@@ -43,25 +40,22 @@ def damage(file, rng):
     return way
 
 
-def replace(file, rng):
-    """Something that is no such file at all."""
-    file.unlink()
-    how = rng.randrange(8)
-    if how == 0:
-        return
-    if how == 1:
-        file.mkdir()
-    elif how == 2:
-        os.mkfifo(file)
-    elif how == 3:
-        file.symlink_to("/dev/zero")
-    elif how == 4:
-        file.symlink_to(file.name)
-    elif how == 5:
-        with file.open("wb") as opened:
-            opened.truncate(1 << 42)
-    else:
-        file.write_bytes(rng.choice([b"", bytes(1000), b"\xff" * 1000, rng.randbytes(1000)]))
+def huge(file):
+    with file.open("wb") as opened:
+        opened.truncate(1 << 42)
+
+
+# What may stand where a file is expected; these are tried for every file.
+IN_ITS_PLACE = {
+    "nothing": lambda file: None,
+    "a folder": lambda file: file.mkdir(),
+    "a pipe": os.mkfifo,
+    "a device": lambda file: file.symlink_to("/dev/zero"),
+    "a link to itself": lambda file: file.symlink_to(file.name),
+    "an empty file": lambda file: file.write_bytes(b""),
+    "zeros": lambda file: file.write_bytes(bytes(1000)),
+    "a huge file": huge,
+}
 
 
 def flip(whole, rng):

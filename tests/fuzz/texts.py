@@ -10,6 +10,7 @@ import sys
 from form import PROMPTS, WORDS, Format, examples, have, write_lines
 
 from dnd_fast import InvalidInput, Recipe
+from dnd_fast.files import read_bytes
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.kernels.planner import measured_times
 from dnd_fast.recipe import RECIPES, from_table, read_toml
@@ -51,7 +52,7 @@ def data(name, records=None):
 def read_piped(folder):
     kept = sys.stdin
     try:
-        sys.stdin = io.TextIOWrapper(io.BytesIO((folder / "a.txt").read_bytes()))
+        sys.stdin = io.TextIOWrapper(io.BytesIO(read_bytes(folder / "a.txt")))
         return read_prompts("-")
     finally:
         sys.stdin = kept

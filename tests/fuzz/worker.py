@@ -21,7 +21,7 @@ import tensors
 import texts
 import torch
 from form import SEALED
-from mutate import BYTEWISE, damage
+from mutate import BYTEWISE, IN_ITS_PLACE, damage
 
 from dnd_fast import InvalidInput
 
@@ -56,16 +56,38 @@ def prepare(good):
     return values
 
 
+def replacements(good):
+    """All files of all formats, each with all that may stand in its place."""
+    return [
+        (name, file.relative_to(good / name), what)
+        for name in FORMATS
+        for file in files_of(good / name)
+        for what in IN_ITS_PLACE
+    ]
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+
+
 def run(number, good, place, values):
-    rng = random.Random(number)
-    names = list(FORMATS)
-    name = rng.choices(names, [FORMATS[name].share for name in names])[0]
+    rng, first = random.Random(number), replacements(good)
+    if number < len(first):
+        name, path, what = first[number]
+    else:
+        names = list(FORMATS)
+        name = rng.choices(names, [FORMATS[name].share for name in names])[0]
+        path, what = rng.choice(files_of(good / name)).relative_to(good / name), None
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(good / name, place)
-    files = sorted(path for path in place.rglob("*") if path.is_file() and path.name != ".lock")
-    file = rng.choice(files)
-    way = damage(file, rng)
-    case = {"case": number, "format": name, "file": file.name, "way": way.__name__}
+    if what is None:
+        way = damage(place / path, rng)
+        what = way.__name__
+    else:
+        way = IN_ITS_PLACE[what]
+        (place / path).unlink()
+        way(place / path)
+    case = {"case": number, "format": name, "file": path.name, "way": what}
     try:
         found = plain(FORMATS[name].read(place))
     except (InvalidInput, OSError) as error:
@@ -74,7 +96,7 @@ def run(number, good, place, values):
         return case | {"came": "FAULT", "what": f"{type(error).__name__}: {error}"[:300]}
     if found == values[name]:
         return case | {"came": "equal"}
-    came = "FAULT" if is_sealed(FORMATS[name], file, way) else "other"
+    came = "FAULT" if is_sealed(FORMATS[name], place / path, way) else "other"
     return case | {"came": came, "what": "other values"}
 
 
@@ -91,7 +113,7 @@ def main(folder, first, last):
     good, place = folder / "good", folder / "case"
     shutil.rmtree(folder, ignore_errors=True)
     values = prepare(good)  # also the first use of anything, before memory is counted
-    print(json.dumps({"formats": list(FORMATS)}), flush=True)
+    print(json.dumps({"formats": list(FORMATS), "replaced": len(replacements(good))}), flush=True)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, -1))
     for number in range(first, last):

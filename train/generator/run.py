@@ -27,7 +27,13 @@ from dnd_fast import smollm2
 from dnd_fast.base_model import check_fits, load_base
 from dnd_fast.decoder.planning import kind_of, training_plan
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_file, locked, read_safetensors, write_safetensors
+from dnd_fast.files import (
+    atomic_file,
+    check_weights,
+    locked,
+    read_safetensors,
+    write_safetensors,
+)
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.batched import TokenizedExample, encode
@@ -229,7 +235,11 @@ class _Run:
                 write_safetensors(staged, {key: v for key, v in fitted.items() if v is not None})
         self.context.wait()
         stored = read_safetensors(file, unchecked="warn")
-        if "mean" in stored:
+        names = {"importance", "mean", "std"} if layout.scale == "static" else {"importance"}
+        if stored.keys() != names or stored["importance"].shape != (layout.num_tokens,):
+            raise InvalidInput(f"{file} is not of this run; remove it to have it computed again.")
+        check_weights(stored, f"{file}: ")
+        if layout.scale == "static":
             layout.set_statistics(stored["mean"], stored["std"])
         return stored["importance"]
 
