@@ -154,7 +154,7 @@ def _load_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
             **source, config=config, dtype=dtype, output_loading_info=True
         )
         if is_gguf:  # transformers does not save a model that it has dequantised
-            plain = auto.from_config(config, dtype=dtype)
+            plain = auto.from_config(config, dtype=dtype, trust_remote_code=False)
             plain.load_state_dict(model.state_dict())
             model = plain
     missing = sorted(report["missing_keys"])

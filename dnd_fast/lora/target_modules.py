@@ -67,7 +67,7 @@ def find_lora_modules(
     auto = auto_model(config)
     try:
         with torch.device("meta"):
-            model = auto.from_config(config)
+            model = auto.from_config(config, trust_remote_code=False)
     except Exception as error:  # sizes that contradict one another raise any type
         raise InvalidInput(f"this {type(config).__name__} describes no model: {error}") from error
     blocks = transformer_blocks(model)
