@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 import os
 import threading
 import time
@@ -23,15 +22,14 @@ from dnd_fast.decoder.on_demand import PreparedOnDemand, prepare
 from dnd_fast.decoder.planning import WeightChoice, one_pass
 from dnd_fast.decoder.prepared import PreparedDecoder
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import (
-    atomic_folder,
-    check_weights,
-    read_safetensors,
-    read_unchanged,
-    write_json,
-    write_safetensors,
+from dnd_fast.files import atomic_folder, check_weights, write_json, write_safetensors
+from dnd_fast.generator_config import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    GeneratorConfig,
+    find_files,
+    read_files,
 )
-from dnd_fast.generator_config import CONFIG_FILE, WEIGHTS_FILE, GeneratorConfig, find_files
 from dnd_fast.kernels.conv2d import Impl
 from dnd_fast.kernels.planner.cost_model import DecoderPlan
 from dnd_fast.lora.adapter import Adapter
@@ -40,7 +38,6 @@ from dnd_fast.text.encoder import TextEncoder
 from dnd_fast.text.prompt_encoder import PromptEncoder, move
 from dnd_fast.text.prompts import read_prompts, sample_prompts
 
-logger = logging.getLogger(__name__)
 Device = str | torch.device
 ENCODER_LOCK = threading.Lock()  # many threads load an encoder once
 
@@ -322,13 +319,7 @@ class Generator(
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        config, tensors = read_unchanged(
-            config_file.parent,
-            lambda: (
-                GeneratorConfig.read(config_file),
-                read_safetensors(weights_file, unchecked="warn"),
-            ),
-        )
+        config, tensors = read_files(config_file, weights_file)
         try:
             with torch.device("meta"):
                 generator = cls(config, encoder=encoder)

@@ -8,9 +8,10 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
+from torch import Tensor
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import read_json
+from dnd_fast.files import read_json, read_safetensors, read_unchanged
 from dnd_fast.hub import split_revision
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
@@ -119,3 +120,18 @@ def find_files(name: str, *, revision: str | None = None, **hub: Any) -> tuple[P
             f"the embedded generator {name!r} is missing at {folder}: {remedy}."
         )
     raise FileNotFoundError(f"{folder} is no generator: {missing} is missing.")
+
+
+def read_files(config_file: Path, weights_file: Path) -> tuple[GeneratorConfig, dict[str, Tensor]]:
+    """Read a generator's two files, neither of them older or newer than the other.
+
+    Raises:
+        InvalidInput: one of them is damaged.
+    """
+    return read_unchanged(
+        config_file.parent,
+        lambda: (
+            GeneratorConfig.read(config_file),
+            read_safetensors(weights_file, unchecked="warn"),
+        ),
+    )

@@ -83,14 +83,16 @@ def test_folders_of_named_adapters(saved, tmp_path):
     )
 
 
-def test_the_hub(saved, monkeypatch):
+def test_the_hub(saved, tmp_path, monkeypatch):
     """A revision in the id or apart; of a subfolder's files only those that are needed."""
     adapter, folder = saved
+    (tmp_path / "hub").mkdir()
+    folder.rename(tmp_path / "hub" / "a")
     asked = []
 
     def download(name, *, revision, allow_patterns):
         asked.append((name, revision, sorted(allow_patterns)))
-        return str(folder.parent)
+        return str(tmp_path / "hub")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     files = ["adapter_config.json", "adapter_model.bin", "adapter_model.safetensors"]

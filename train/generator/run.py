@@ -235,8 +235,8 @@ class _Run:
                 write_safetensors(staged, {key: v for key, v in fitted.items() if v is not None})
         self.context.wait()
         stored = read_safetensors(file, unchecked="warn")
-        names = {"importance", "mean", "std"} if layout.scale == "static" else {"importance"}
-        if stored.keys() != names or stored["importance"].shape != (layout.num_tokens,):
+        expected = {"importance", "mean", "std"} if layout.scale == "static" else {"importance"}
+        if stored.keys() != expected or stored["importance"].shape != (layout.num_tokens,):
             raise InvalidInput(f"{file} is not of this run; remove it to have it computed again.")
         check_weights(stored, f"{file}: ")
         if layout.scale == "static":
