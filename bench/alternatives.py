@@ -42,12 +42,11 @@ import torch
 import typer
 from rich.table import Table
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from dnd_fast.base_model import load_base
 from dnd_fast.bench.experiments.demo_evaluation import Adapters, score
 from dnd_fast.bench.experiments.large import compare_large
 from dnd_fast.bench.harness.markdown import NO_RESULTS, table, times
@@ -140,9 +139,7 @@ class Demo:
         """Load them, the text encoder too."""
         generator = Generator.from_pretrained("demo")
         _ = generator.encoder
-        base = AutoModelForCausalLM.from_pretrained(DEMO_MODELS / "base", dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(DEMO_MODELS / "tokenizer")
-        return cls(generator, base.eval().requires_grad_(False), tokenizer)
+        return cls(generator, *load_base(str(DEMO_MODELS / "base"), str(DEMO_MODELS / "tokenizer")))
 
     def material(self, task: Task, seed: int) -> Material:
         """Few examples are drawn by ``seed``, among those that LoRA trains on."""

@@ -133,7 +133,9 @@ def measure(
 
 def in_bfloat16(model: PreTrainedModel) -> PreTrainedModel:
     """Make a copy as transformers loads it: ``model.to`` would round its positions, too."""
-    copied: PreTrainedModel = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
+    copied: PreTrainedModel = AutoModelForCausalLM.from_config(
+        model.config, dtype=torch.bfloat16, trust_remote_code=False
+    )
     copied.load_state_dict(model.state_dict())
     return copied.eval().requires_grad_(False)
 

@@ -21,13 +21,17 @@ from transformers import (
 
 from dnd_fast import smollm2
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_folder, check_weights
+from dnd_fast.files import atomic_folder, check_weights, hash_file, read_json, write_json
+from dnd_fast.filesystem import require_regular_files
 from dnd_fast.generator_config import GeneratorConfig
+from dnd_fast.hub import split_revision
 from dnd_fast.lora.batched import require_chat_template
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.lora.target_modules import auto_model
 from dnd_fast.recipe import Recipe
 from dnd_fast.text.prompt_encoder import move
+
+CHECKSUMS_FILE = "checksums.json"
 
 
 def load_base(
@@ -44,7 +48,8 @@ def load_base(
     comes with a model is never run.
 
     Args:
-        name: ``"smollm2"``, a folder, a ``.gguf`` file or a hub id.
+        name: ``"smollm2"``, a folder, a ``.gguf`` file or a hub id, of which ``id@revision`` is
+            one revision.
         tokenizer: The same for the tokenizer, where it is not the base's own.
         dtype: Dtype of the model's weights. Those of a ``.gguf`` file are dequantised to it.
         device: Device to run it on.
@@ -52,8 +57,8 @@ def load_base(
     Raises:
         OSError: there is no such model or tokenizer, or the cache folder cannot be written.
         InvalidInput: transformers does not know the model, a file is damaged, weights are missing
-            or, of a ``.gguf`` file, not finite, the tokenizer has no chat template, the device
-            cannot be used, or ``"smollm2"`` is neither installed nor to be had from the hub.
+            or not finite, the tokenizer has no chat template, the device cannot be used, or
+            ``"smollm2"`` is neither installed nor to be had from the hub.
     """
     place = _find(name)
     loaded_tokenizer = _load_tokenizer(_find(tokenizer) if tokenizer else place)
@@ -72,6 +77,8 @@ def write_base(
 ) -> None:
     """Write a base model as a folder that transformers, PEFT and vLLM load, or nothing at all.
 
+    Beside them are size and SHA-256 of the weights, which :func:`load_base` checks.
+
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
@@ -81,6 +88,8 @@ def write_base(
         except SafetensorError as error:  # so it reports a full disk
             raise OSError(f"{folder} cannot be written: {error}") from error
         tokenizer.save_pretrained(staged)
+        weights = sorted(staged.glob("*.safetensors"))
+        write_json(staged / CHECKSUMS_FILE, {file.name: _size_and_hash(file) for file in weights})
 
 
 def check_fits(name: str, recipe: Recipe) -> None:
@@ -135,6 +144,7 @@ def _load_tokenizer(place: str) -> PreTrainedTokenizerBase:
 
 
 def _load_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
+    _check_files(place)
     config, source = _load_config(place), _source(place)
     auto, is_gguf = auto_model(config), "gguf_file" in source
     if is_gguf:  # weights would stay packed where there are kernels for that
@@ -144,7 +154,7 @@ def _load_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
             **source, config=config, dtype=dtype, output_loading_info=True
         )
         if is_gguf:  # transformers does not save a model that it has dequantised
-            plain = auto.from_config(config, dtype=dtype)
+            plain = auto.from_config(config, dtype=dtype, trust_remote_code=False)
             plain.load_state_dict(model.state_dict())
             model = plain
     missing = sorted(report["missing_keys"])
@@ -153,16 +163,45 @@ def _load_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
             f"the base {place!r} is incomplete: {len(missing)} weights are missing, {missing[0]} "
             "for one. Fetch it again."
         )
-    if is_gguf:
-        check_weights(dict(model.named_parameters()), f"the base {place!r}: ")
+    unpacked = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if weight.is_floating_point() and weight.itemsize > 1  # else quantised
+    }
+    check_weights(unpacked, f"the base {place!r}: ")
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _check_files(place: str) -> None:
+    """Compare weights with the checksums that :func:`write_base` has put beside them, if it has."""
+    file = Path(place, CHECKSUMS_FILE)
+    for name, expected in read_json(file).items() if file.is_file() else ():
+        weights = file.parent / Path(name).name
+        if not isinstance(expected, dict) or (
+            weights.stat().st_size != expected.get("bytes") or _size_and_hash(weights) != expected
+        ):
+            raise InvalidInput(
+                f"the base {place!r} is damaged: {name} is not what {file} says that was written. "
+                "Remove the folder, and fetch or write it again."
+            )
+
+
+def _size_and_hash(file: Path) -> dict[str, int | str]:
+    return {"bytes": file.stat().st_size, "sha256": hash_file(file)}
 
 
 def _source(place: str) -> dict[str, Any]:
     """Return arguments for transformers' ``from_pretrained``."""
     if not place.endswith(".gguf"):
-        return {"pretrained_model_name_or_path": place, "trust_remote_code": False}
+        name, revision = split_revision(place)
+        if Path(name).is_dir():
+            require_regular_files(Path(name))
+        return {
+            "pretrained_model_name_or_path": name,
+            "revision": revision,
+            "trust_remote_code": False,
+        }
     file = Path(place).resolve()  # transformers prefers a file of this name in the current folder
     if not file.is_file():
         raise FileNotFoundError(f"{place} does not exist or is no file.")

@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import Console
 
 console = Console()
-BASE_HELP = "'smollm2', a folder, a .gguf file, or a hub id."
-GENERATOR_HELP = "'demo', a folder, or a hub id."
+BASE_HELP = "'smollm2', a folder, a .gguf file, or a hub id (id@revision)."
+DATA_HELP = ".jsonl, .json, .csv or .parquet; '-' is standard input."
+GENERATOR_HELP = "'demo', a folder, or a hub id (id@revision)."
 
 
 class Impl(StrEnum):

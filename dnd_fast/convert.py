@@ -18,6 +18,7 @@ from dnd_fast.files import check_weights, read_safetensors
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.recipe import DecoderSpec, Recipe
+from dnd_fast.torch_file import read_torch
 
 # The published names of a block's parameters, and ours.
 RENAMED = {
@@ -74,6 +75,10 @@ def load_decoder(
             f"this is no released decoder: missing {missing or 'nothing'}, "
             f"unexpected {unexpected or 'nothing'}."
         )
+    for name, value in state.items():
+        dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+        if dense and value.nbytes > value.untyped_storage().nbytes():  # however small the file
+            raise InvalidInput(f"{name} repeats values instead of holding them; save a copy.")
     check_weights(state)
     decoder = _empty_decoder(state, count, projection)
     renamed = {new: state[old] for old, new in wanted.items()}
@@ -167,14 +172,7 @@ def _read(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: Any = read_safetensors(path)
         else:
-            with path.open("rb") as file:
-                try:
-                    content = torch.load(file, map_location="cpu", weights_only=True)
-                except Exception as error:  # of many types; some advise to load it unsafely
-                    raise InvalidInput(
-                        f"{path} is damaged, or holds objects beside tensors, which could run code "
-                        "and are never loaded. Fetch it again, or have its state dict alone saved."
-                    ) from error
+            content = read_torch(path)
     else:
         content = source
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):

@@ -1,8 +1,16 @@
 """The one exception for input that cannot be used."""
 
+SHOWN = 1000  # characters of a message at either end
+
 
 class InvalidInput(ValueError):
     """Something handed in is unusable; the message names it, what was found and what to do.
 
-    Failures of the operating system (missing file, full disk, no permission) stay ``OSError``.
+    Failures of the operating system (missing file, full disk, no permission) stay ``OSError``. Of a
+    message that quotes something huge, the middle is left out.
     """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > 2 * SHOWN:
+            message = f"{message[:SHOWN]} … {message[-SHOWN:]}"
+        super().__init__(message)

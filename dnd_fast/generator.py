@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 import os
 import threading
 import time
@@ -23,14 +22,14 @@ from dnd_fast.decoder.on_demand import PreparedOnDemand, prepare
 from dnd_fast.decoder.planning import WeightChoice, one_pass
 from dnd_fast.decoder.prepared import PreparedDecoder
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import (
-    atomic_folder,
-    check_weights,
-    read_safetensors,
-    write_json,
-    write_safetensors,
+from dnd_fast.files import atomic_folder, check_weights, write_json, write_safetensors
+from dnd_fast.generator_config import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    GeneratorConfig,
+    find_files,
+    read_files,
 )
-from dnd_fast.generator_config import CONFIG_FILE, WEIGHTS_FILE, GeneratorConfig, find_files
 from dnd_fast.kernels.conv2d import Impl
 from dnd_fast.kernels.planner.cost_model import DecoderPlan
 from dnd_fast.lora.adapter import Adapter
@@ -40,7 +39,6 @@ from dnd_fast.text.prompt_encoder import PromptEncoder, move
 from dnd_fast.text.prompts import read_prompts, sample_prompts
 from dnd_fast.text.whitening import Whitening
 
-logger = logging.getLogger(__name__)
 Device = str | torch.device
 ENCODER_LOCK = threading.Lock()  # many threads load an encoder once
 
@@ -305,11 +303,12 @@ class Generator(
         """Load a generator: one that comes with the package, or from a folder or the hub.
 
         Args:
-            pretrained_model_name_or_path: ``"demo"``, a folder, or a hub id.
+            pretrained_model_name_or_path: ``"demo"``, a folder, or a hub id; of that
+                ``id@revision`` is one revision.
             encoder: a text encoder to use instead of the one that the config names.
             dtype: of the decoder's weights in memory, whatever it is on disk.
 
-        The other arguments are those of ``huggingface_hub.hf_hub_download``.
+        The other arguments are those of ``huggingface_hub.snapshot_download``.
 
         Raises:
             FileNotFoundError: a folder without the two files, or an unknown hub id.
@@ -325,13 +324,13 @@ class Generator(
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        config = GeneratorConfig.read(config_file)
+        config, tensors = read_files(config_file, weights_file)
         try:
             with torch.device("meta"):
                 generator = cls(config, encoder=encoder)
         except InvalidInput as error:
             raise InvalidInput(f"{config_file}: {error}") from error
-        generator._load(read_safetensors(weights_file), str(weights_file))
+        generator._load(tensors, str(weights_file))
         return generator.to(dtype)
 
     def _load(self, tensors: dict[str, Tensor], where: str) -> None:

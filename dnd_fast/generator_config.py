@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
+from torch import Tensor
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import read_json
+from dnd_fast.files import read_json, read_safetensors, read_unchanged
+from dnd_fast.hub import split_revision
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
 
@@ -81,17 +83,34 @@ class GeneratorConfig:
         return from_table(cls, content, str(file))
 
 
-def find_files(name: str, **hub: Any) -> tuple[Path, Path]:
+def find_files(name: str, *, revision: str | None = None, **hub: Any) -> tuple[Path, Path]:
     """The config and the weights of a generator.
 
     Args:
-        name: ``"demo"`` or another of ``SHIPPED``, a folder, or a hub id.
-        hub: arguments of ``huggingface_hub.hf_hub_download``.
+        name: ``"demo"`` or another of ``SHIPPED``, a folder, or a hub id; of that ``id@revision``
+            is one revision.
+        revision: the same, apart from the name.
+        hub: other arguments of ``huggingface_hub.snapshot_download``.
 
     Raises:
         FileNotFoundError: a folder without the two files, or an unknown hub id.
     """
     folder, remedy = SHIPPED.get(name, (Path(name), ""))
+    if name not in SHIPPED and not folder.is_dir():
+        place, named = split_revision(name)
+        try:  # both files of one commit, whatever is pushed meanwhile
+            folder = Path(
+                snapshot_download(
+                    place,
+                    revision=revision or named,
+                    allow_patterns=[CONFIG_FILE, WEIGHTS_FILE],
+                    **hub,
+                )
+            )
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise FileNotFoundError(
+                f"there is no generator folder {name!r}, and the hub gives none: {error}"
+            ) from error
     files = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     missing = next((file.name for file in files if not file.is_file()), None)
     if missing is None:
@@ -100,14 +119,19 @@ def find_files(name: str, **hub: Any) -> tuple[Path, Path]:
         raise FileNotFoundError(
             f"the embedded generator {name!r} is missing at {folder}: {remedy}."
         )
-    if folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no generator: {missing} is missing.")
-    try:
-        config, weights = (
-            Path(hf_hub_download(name, file, **hub)) for file in (CONFIG_FILE, WEIGHTS_FILE)
-        )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise FileNotFoundError(
-            f"there is no generator folder {name!r}, and the hub gives none: {error}"
-        ) from error
-    return config, weights
+    raise FileNotFoundError(f"{folder} is no generator: {missing} is missing.")
+
+
+def read_files(config_file: Path, weights_file: Path) -> tuple[GeneratorConfig, dict[str, Tensor]]:
+    """Read a generator's two files, neither of them older or newer than the other.
+
+    Raises:
+        InvalidInput: one of them is damaged.
+    """
+    return read_unchanged(
+        config_file.parent,
+        lambda: (
+            GeneratorConfig.read(config_file),
+            read_safetensors(weights_file, unchecked="warn"),
+        ),
+    )

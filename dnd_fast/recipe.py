@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dnd_fast.errors import InvalidInput
+from dnd_fast.files import check_depth, read_bytes
 
+TOML_BYTES = 1 << 15  # reading long dotted names takes the square of their length
 RECIPES = Path(__file__).parent / "recipes"
 Layer = NewType("Layer", int)  # index of a transformer layer, from 0
 
@@ -192,7 +194,7 @@ class Recipe:
         path = Path(name)
         if path.suffix != ".toml":
             path = RECIPES / f"{name}.toml"
-        if not path.is_file():
+        if not path.exists() or path.is_dir():
             raise FileNotFoundError(
                 f"there is no recipe {str(name)!r}; give a .toml file or one of: "
                 f"{', '.join(recipe_names())}."
@@ -210,15 +212,18 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        InvalidInput: it is not TOML.
+        InvalidInput: it is not TOML, or larger than any settings are.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise FileNotFoundError(f"there is no file {path}.")
+    content = read_bytes(path, TOML_BYTES)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path} is not valid TOML: {error}") from error
+    check_depth(table, str(path))
+    return table
 
 
 T = TypeVar("T")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from dnd_fast.errors import InvalidInput
+from dnd_fast.files import hash_file
 from dnd_fast.kernels.device_tables import cache_folder
 
 NAME = "smollm2"
@@ -50,8 +50,7 @@ def packaged_file() -> Path | None:
     file = Path(spec.origin).with_name(FILE)
     if not file.is_file():
         raise InvalidInput(f"{file} is missing. Reinstall it: {INSTALL}")
-    with file.open("rb") as opened:
-        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    sha256 = hash_file(file)
     if sha256 != SHA256:
         raise InvalidInput(
             f"{file} is damaged or another model: it has SHA-256 {sha256}, expected {SHA256}. "

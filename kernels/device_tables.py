@@ -19,6 +19,8 @@ from platformdirs import user_cache_dir
 
 from dnd_fast.kernels.device import device_name, table_name
 
+TABLE_BYTES = 1 << 26
+
 
 def cache_folder() -> Path:
     """The folder that the environment variable ``DND_FAST_CACHE`` names, else the user's cache."""
@@ -88,9 +90,13 @@ class DeviceTables:
     def _read(self, path: Path) -> dict[str, Any]:
         if not path.is_file():
             return {}
+        if path.stat().st_size > TABLE_BYTES:
+            raise ValueError(f"{path} is no table of {self.content!r}: it is too large. Delete it.")
         try:
             entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))[self.content]
-        except (ValueError, KeyError, TypeError) as error:
+            if not isinstance(entries, dict):
+                raise TypeError(f"found a {type(entries).__name__}")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"{path} is no table of {self.content!r} ({error}): delete it, and measure again."
             ) from error

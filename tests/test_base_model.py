@@ -150,6 +150,25 @@ def test_missing_weights_are_not_made_up(tmp_path):
         load_base(base, tokenizer)
 
 
+def test_flipped_bits_of_a_written_base(tmp_path):
+    """What another program has written has no checksums to compare with."""
+    base, tokenizer = save_base("llama", tmp_path)
+    write_base(*load_base(base, tokenizer), tmp_path / "written")
+    load_base(str(tmp_path / "written"))
+    file = tmp_path / "written" / "model.safetensors"
+    whole = bytearray(file.read_bytes())
+    whole[-2] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(InvalidInput, match=r"written' is damaged: model\.safetensors is not"):
+        load_base(str(tmp_path / "written"))
+    for content in ('{"../base/model.safetensors": "0"}', '{"model.safetensors": {"bytes": 3}}'):
+        (tmp_path / "written" / "checksums.json").write_text(content)
+        with pytest.raises(InvalidInput, match="is damaged"):
+            load_base(str(tmp_path / "written"))
+    (tmp_path / "written" / "checksums.json").unlink()
+    load_base(str(tmp_path / "written"))
+
+
 def test_a_folder_of_an_encoder(tmp_path):
     _, tokenizer = save_base("llama", tmp_path)
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}

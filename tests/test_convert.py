@@ -318,6 +318,12 @@ FIRST_BLOCK = "decoder.module_list.0"
         ),
         (lambda x: {k: v.int() for k, v in x.items()}, "is torch.int32, expected a tensor"),
         (lambda x: x | {f"{FIRST_BLOCK}.linear1.bias": [0.0]}, "bias is a list, expected a tensor"),
+        (lambda x: {k: v.to_sparse() for k, v in x.items()}, " is sparse, expected a dense tensor"),
+        (lambda x: {k: v.to("meta") for k, v in x.items()}, "without values .on the meta device"),
+        (
+            lambda x: x | {f"{FIRST_BLOCK}.linear1.bias": torch.zeros(1).expand(4, 4)},
+            "bias repeats values instead of holding them",
+        ),
     ],
 )
 def test_state_dicts(good, change, message):

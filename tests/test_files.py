@@ -1,10 +1,12 @@
 """Files: all or nothing when writing, damage named when reading."""
 
+import errno
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,18 +14,22 @@ import torch
 from safetensors.torch import save_file
 
 import dnd_fast
-from dnd_fast import Generator, InvalidInput, TextEncoder
+from dnd_fast import Generator, InvalidInput, TextEncoder, files
 from dnd_fast import generator as generator_module
 from dnd_fast.convert import load_decoder
 from dnd_fast.files import (
     atomic_file,
     atomic_folder,
+    locked,
     read_json,
     read_metadata,
     read_safetensors,
+    read_unchanged,
+    remove_folder,
     write_json,
     write_safetensors,
 )
+from dnd_fast.filesystem import TEMPORARY
 from dnd_fast.lora.adapter import Adapter
 
 from .bad_input import (
@@ -179,7 +185,7 @@ with atomic_file(Path({str(path)!r})) as staged:
 
 
 def test_a_file_is_replaced_at_the_end(tmp_path):
-    """Also after a process was killed half-way, whose rest is not in the way."""
+    """Also after a process was killed half-way, of which nothing is left then."""
     path = tmp_path / "new" / "a"
     with atomic_file(path) as staged:
         staged.write_text("1")
@@ -192,6 +198,261 @@ def test_a_file_is_replaced_at_the_end(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic_file(path) as staged:
         staged.write_text("3") / 0
     assert texts(path.parent) == {"a": "2"}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/null")])
+def test_only_regular_files_are_replaced(tmp_path, make):
+    """``--json /dev/null`` by the administrator would put a file in its place."""
+    make(tmp_path / "a")
+    with (
+        pytest.raises(OSError, match=r"a is (no regular file|a folder)"),
+        atomic_file(tmp_path / "a"),
+    ):
+        pass
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_names_as_long_as_can_be(tmp_path):
+    with atomic_folder(tmp_path / ("é" * 127)) as folder:
+        (folder / ("a" * 255)).write_text("1")
+    with atomic_file(tmp_path / ("a" * 255)) as staged:
+        staged.write_text("2")
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_links_are_not_written_through(tmp_path):
+    """In a folder that comes from others: a lock, and all names that could be guessed."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "folder").mkdir()
+    for name in (".lock", ".a.partial", "a"):
+        (tmp_path / "folder" / name).symlink_to(victim)
+    with pytest.raises(OSError, match=r"\.lock"), locked(tmp_path / "folder", "test"):
+        pass
+    with atomic_file(tmp_path / "folder" / "a") as staged:
+        staged.write_text("mine")
+    assert victim.read_text() == "precious"
+    assert (tmp_path / "folder" / "a").read_text() == "mine"
+    assert not (tmp_path / "folder" / "a").is_symlink()
+
+
+def test_a_lock_keeps_what_is_in_its_file(tmp_path):
+    (tmp_path / ".lock").write_text("mine")
+    with (
+        locked(tmp_path, "test"),
+        pytest.raises(InvalidInput, match="another test is at work"),
+        locked(tmp_path, "test"),
+    ):
+        pass
+    with locked(tmp_path, "test"):
+        assert texts(tmp_path) == {".lock": "mine"}
+
+
+def test_a_folder_is_exchanged_whole(tmp_path, monkeypatch):
+    """Where that one call fails, nothing has changed; once it left some old and some new files."""
+    target = tmp_path / "a"
+
+    def save(text):
+        with atomic_folder(target) as folder:
+            for name in "ab":
+                (folder / name).write_text(text)
+
+    def fails(first, second):
+        raise OSError(errno.EIO, "broken")
+
+    save("old")
+    monkeypatch.setattr(files, "exchange", fails)
+    with pytest.raises(OSError, match="broken"):
+        save("new")
+    assert texts(target) == {"a": "old", "b": "old"}
+    assert os.listdir(tmp_path) == ["a"]
+    monkeypatch.undo()
+    save("new")
+    assert texts(target) == {"a": "new", "b": "new"}
+
+
+def test_foreign_files_that_come_late_stay(tmp_path, monkeypatch):
+    """Between the moment at which the others were linked and the exchange."""
+    exchange = files.exchange
+    (tmp_path / "a").mkdir(mode=0o750)
+    (tmp_path / "a" / "state").mkdir()
+    (tmp_path / "a" / "state" / "step").write_text("1")
+
+    def late(first, second):
+        (second / "late").write_text("theirs")
+        exchange(first, second)
+
+    monkeypatch.setattr(files, "exchange", late)
+    with atomic_folder(tmp_path / "a") as folder:
+        (folder / "a").write_text("mine")
+    assert contents(tmp_path / "a") == {
+        "a": b"mine",
+        "late": b"theirs",
+        "state": None,
+        "state/step": b"1",
+    }
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o750
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to("target")
+    with atomic_folder(tmp_path / "link") as folder:
+        (folder / "a").write_text("1")
+    assert os.readlink(tmp_path / "link") == "target"
+    assert texts(tmp_path / "target") == {"a": "1"}
+
+
+def test_folders_that_cannot_be_replaced(tmp_path, monkeypatch):
+    """Found out before anything is computed or written."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    for path in (".", "..", tmp_path / "a"):
+        with pytest.raises(OSError, match="is where this process works"), atomic_folder(path):
+            pytest.fail("it began")
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "c")
+    with (
+        pytest.raises(OSError, match=r"is a mount point .*give a folder in it"),
+        atomic_folder(tmp_path / "c"),
+    ):
+        pytest.fail("it began")
+    assert contents(tmp_path) == {"a": None, "a/b": None}
+
+
+def test_everything_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
+    order = []
+    for name in ("sync", "exchange"):
+        real = getattr(files, name)
+        monkeypatch.setattr(
+            files,
+            name,
+            lambda *paths, n=name, f=real: order.append((n, paths[0].name)) or f(*paths),
+        )
+    (tmp_path / "a").mkdir()
+    with atomic_folder(tmp_path / "a") as folder:
+        (folder / "b").write_text("1")
+        (folder / "c").mkdir()
+        (folder / "c" / "d").write_text("2")
+    *before, last = order
+    assert {name for kind, name in before if kind == "sync"} == {"b", "c", "d", folder.name}
+    assert before[-1] == ("exchange", folder.name)
+    assert last == ("sync", tmp_path.name)
+
+
+def test_removed_by_one_rename(tmp_path, monkeypatch):
+    """A process that is killed meanwhile leaves no half of it under its name."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.setattr(shutil, "rmtree", lambda *arguments, **options: None)
+    remove_folder(tmp_path / "a")
+    (rest,) = tmp_path.iterdir()
+    assert rest.name.startswith(TEMPORARY)
+    monkeypatch.undo()
+    (tmp_path / "b").mkdir()
+    remove_folder(tmp_path / "b")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(FileNotFoundError):
+        remove_folder(tmp_path / "b")
+
+
+def test_a_reader_never_sees_a_mixture(tmp_path):
+    """The folder is replaced between the reading of its two files: then both are read again."""
+    path, reads = tmp_path / "a", []
+
+    def save(text):
+        with atomic_folder(path) as folder:
+            for name in "ab":
+                (folder / name).write_text(text)
+
+    def read():
+        first = (path / "a").read_text()
+        if len(reads) < 3:
+            reads.append(first)
+            save(str(len(reads)))
+        return first, (path / "b").read_text()
+
+    save("0")
+    assert read_unchanged(path, read) == ("3", "3")
+    assert reads == ["0", "1", "2"]
+    with pytest.raises(FileNotFoundError):
+        read_unchanged(path, (path / "none").read_text)
+    with pytest.raises(FileNotFoundError):
+        read_unchanged(tmp_path / "none", read)
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    """Or changes nothing, as in the header's blanks."""
+    file = tmp_path / "a.safetensors"
+    tensors = {"x": torch.arange(3.0), "y": torch.ones(2, 2, dtype=torch.bfloat16)}
+    write_safetensors(file, tensors, {"step": "7"})
+    whole = file.read_bytes()
+    refused = 0
+    for position in range(len(whole)):
+        for bit in (0, 5):
+            flipped = bytes([whole[position] ^ (1 << bit)])
+            file.write_bytes(whole[:position] + flipped + whole[position + 1 :])
+            try:
+                found = read_safetensors(file)
+            except InvalidInput:
+                refused += 1
+            else:
+                assert found.keys() == tensors.keys()
+                assert all(torch.equal(found[key], value) for key, value in tensors.items())
+    assert refused > 1.5 * len(whole)
+
+
+@pytest.mark.parametrize("name", ["x", 'a "quoted" \\ name', "é\u2028\x1f\x7f"])
+def test_equal_content_is_equal_bytes(tmp_path, name):
+    """And stays readable, whatever JSON makes of the names."""
+    file, written = tmp_path / "a.safetensors", set()
+    for _ in range(8):
+        texts = {"one": name, "two": "2", "three": "3"}
+        write_safetensors(file, {name: torch.arange(3.0)}, texts)
+        assert read_metadata(file).items() >= texts.items()
+        assert read_safetensors(file, unchecked="refuse")[name].tolist() == [0, 1, 2]
+        written.add(file.read_bytes())
+    assert len(written) == 1
+
+
+def test_files_without_a_checksum(tmp_path):
+    """Those of others are as good as ours; of our own earlier ones, there is a warning."""
+    file = tmp_path / "a.safetensors"
+    save_file({"x": torch.ones(1)}, file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_safetensors(file)
+    with pytest.warns(UserWarning, match=r"a\.safetensors comes from an earlier version"):
+        read_safetensors(file, unchecked="warn")
+    with pytest.raises(InvalidInput, match="no checksum"):
+        read_safetensors(file, unchecked="refuse")
+
+
+def test_a_flipped_bit_of_a_weight(good, tmp_path):
+    """The value stays finite; once it was used."""
+
+    def flip(whole):
+        return whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:]
+
+    for load, folder, name in (
+        (Adapter.load, "adapter", "adapter_model.safetensors"),
+        (Generator.from_pretrained, "generator", "model.safetensors"),
+    ):
+        copied = damaged(good.folder / folder, tmp_path / folder, name, flip)
+        fails(f"{name} is damaged: its content does not have the SHA-256", load, copied)
+
+
+def test_what_is_no_regular_file(tmp_path):
+    """A pipe would be waited for without end, a device read without end."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(InvalidInput, match="is a device or a pipe; give a regular file"):
+            read_json(path)
+        with pytest.raises(FileNotFoundError, match="does not exist or is no file"):
+            read_safetensors(path)
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InvalidInput, match="has 1099511627776 bytes; at most"):
+        read_json(tmp_path / "huge")
 
 
 def test_texts_beside_tensors(tmp_path):

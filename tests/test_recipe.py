@@ -181,7 +181,10 @@ def test_unknown_recipes_and_bases():
         (lambda text: "", "entry 'name' is missing"),
         (lambda text: text + "[lora", "not valid TOML"),
         (lambda text: text + "# é", "not valid TOML"),  # in latin-1
-        (lambda text: "x = " + "[" * 100_000, "not valid TOML"),
+        (lambda text: "x = " + "[" * 10_000, "not valid TOML"),
+        (lambda text: "x = " + "[" * 100_000, "100004 bytes; at most 32768 are read"),
+        (lambda text: "a." * 60 + "a = 1", "nested more than 50 levels deep"),
+        (lambda text: "a." * 10_000 + "a = 1", "nested more than 50 levels deep"),
         (lambda text: "title = 1\n" + text, "unknown entry 'title'; known are name, description"),
         (lambda text: text.replace("[lora]", "[lora]\nrnk = 4"), "lora: unknown entry 'rnk'"),
         (

@@ -90,7 +90,7 @@ def training_step(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> C
     """
     config = AutoConfig.for_model(**recipe.base.config)
     with device:
-        base = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        base = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         input_ids = torch.randint(config.vocab_size, (BATCH, LENGTH))
     lora = LoraConfig(r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, target_modules="all-linear")
     tuned = get_peft_model(base, lora).train()

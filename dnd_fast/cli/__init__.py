@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from dnd_fast import __version__
 from dnd_fast.errors import InvalidInput
 
 # Module and function of each command, in the order of the help. Those that train are found by
@@ -40,11 +43,32 @@ for module, function in COMMANDS:
     app.command()(getattr(import_module(module), function))
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dnd-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Entry point: unusable input and failures of the system end in one line, not a traceback."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # progress of others between the command's own
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # of a locale whose encoding lacks some characters
+            stream.reconfigure(errors="replace")
     try:
         app()
     except (InvalidInput, OSError) as error:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 from rich.markup import escape
 
-from dnd_fast.console import BASE_HELP, console
+from dnd_fast.console import BASE_HELP, DATA_HELP, console
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_folder
+from dnd_fast.files import atomic_file
 
 if TYPE_CHECKING:
     from dnd_fast.svf.adaptive import AdaptiveModel, Answer, Mixture
@@ -35,7 +35,7 @@ class Per(StrEnum):
 
 def adapt(
     prompts: Annotated[
-        Path, typer.Argument(help="A .txt file, one prompt a line, or a .jsonl with key 'prompt'.")
+        Path, typer.Argument(help=f"Prompts: a .txt file, one a line, or {DATA_HELP}")
     ],
     experts: Annotated[
         list[Path],
@@ -59,7 +59,7 @@ def adapt(
     ] = None,
     examples: Annotated[
         Path | None,
-        typer.Option(help="For few-shot: .jsonl with the keys 'prompt' and 'response'."),
+        typer.Option(help=f"For few-shot: prompts and responses, {DATA_HELP}"),
     ] = None,
     per: Annotated[Per, typer.Option(help="One coefficient per expert, or also layer.")] = (
         Per.vector
@@ -83,7 +83,7 @@ def adapt(
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Folder for the base's SVD.", show_default="in the Hugging Face cache"),
+        typer.Option(help="Folder for the base's SVD.", show_default="in the user's cache"),
     ] = None,
 ) -> None:
     """Answer prompts by a base that adapts itself to them: Transformer²'s two passes."""
@@ -129,9 +129,9 @@ def _load(
     cache: Path | None,
 ) -> AdaptiveModel:
     import torch
-    from huggingface_hub.constants import HF_HOME
 
     from dnd_fast.base_model import load_base
+    from dnd_fast.kernels.device_tables import cache_folder
     from dnd_fast.svf.adaptive import TEMPLATE, AdaptiveModel
     from dnd_fast.svf.expert import DecomposedModel, Expert
 
@@ -150,8 +150,7 @@ def _load(
         model, loaded_tokenizer = load_base(base_name, tokenizer, device=target)
         every = [*experts.values(), *([dispatcher] if dispatcher else [])]
         modules = sorted({name.rpartition(".")[2] for e in every for name in e.vectors})
-        folder = cache or Path(HF_HOME) / "dnd-fast" / "svd"
-        decomposed = DecomposedModel(model, modules, cache=folder)
+        decomposed = DecomposedModel(model, modules, cache=cache or cache_folder() / "svd")
     return AdaptiveModel(
         decomposed, loaded_tokenizer, experts, classifier=dispatcher, template=template or TEMPLATE
     )
@@ -191,7 +190,7 @@ def _print_answers(prompts: list[str], answers: list[Answer], timings: dict[str,
 def _write(path: Path, prompts: list[str], answers: list[Answer]) -> None:
     import json
 
-    with atomic_folder(path.parent) as folder, (folder / path.name).open("w") as file:
+    with atomic_file(path) as staged, staged.open("w", encoding="utf-8") as file:
         for prompt, answer in zip(prompts, answers, strict=True):
             record = {"prompt": prompt, "expert": answer.expert, "response": answer.response}
             file.write(json.dumps(record) + "\n")

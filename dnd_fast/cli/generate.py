@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from dnd_fast.console import GENERATOR_HELP, Impl, console
+from dnd_fast.console import DATA_HELP, GENERATOR_HELP, Impl, console
 
 
 def generate(
     prompts: Annotated[
-        Path, typer.Argument(help="A .txt file, one prompt a line, or a .jsonl with key 'prompt'.")
+        Path, typer.Argument(help=f"Prompts: a .txt file, one a line, or {DATA_HELP}")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the adapter, in PEFT's format.")],
     generator: Annotated[str, typer.Option(help=GENERATOR_HELP)] = "demo",

@@ -1,49 +1,33 @@
-"""A LoRA adapter in memory: PEFT files in and out, applied to a model, merged, compared."""
+"""A LoRA adapter in memory: files in and out, put on models, merged, compared, combined."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import (
-    atomic_folder,
-    check_weights,
-    read_json,
-    read_safetensors,
-    write_json,
-    write_safetensors,
+from dnd_fast.files import atomic_folder, check_weights, write_json, write_safetensors
+from dnd_fast.lora.adapter_files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    find_adapter,
+    plain,
+    read_adapter,
 )
+from dnd_fast.lora.updates import Update, UpdateSimilarity, similarity
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-
-
-@dataclass(frozen=True)
-class UpdateSimilarity:
-    """How one module's update scaling * B A compares with another adapter's.
-
-    Attributes:
-        cosine: the cosine between the two updates as vectors; NaN if one of them is zero.
-        relative_error: the norm of their difference over the other's norm; infinite if that
-            is zero.
-    """
-
-    cosine: float
-    relative_error: float
 
 
 @dataclass(frozen=True)
@@ -65,11 +49,6 @@ class Adapter:
                 f"this is an adapter of type {self.config.get('peft_type')!r}; only LORA is "
                 "supported."
             )
-        rank, alpha = self.config.get("r"), self.config.get("lora_alpha")
-        if type(rank) is not int or rank < 1:
-            raise InvalidInput(f"the adapter's entry 'r' is {rank!r}, not a positive integer.")
-        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            raise InvalidInput(f"the adapter's entry 'lora_alpha' is {alpha!r}, not a number.")
         if not self.modules:
             raise InvalidInput(f"the adapter has no tensors {PREFIX}….lora_A.weight.")
         halves = [
@@ -79,23 +58,31 @@ class Adapter:
         if alone := sorted(halves[0] ^ halves[1]):
             raise InvalidInput(f"{alone[0]} has only one of lora_A and lora_B.")
         check_weights(self.tensors)
+        for entry in ("r", "lora_alpha"):
+            _check_number(entry, self.config.get(entry))
         for module in self.modules:
-            a, b = self._pair(module)
-            if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-                raise InvalidInput(
-                    f"{module}: lora_A has shape {list(a.shape)} and lora_B {list(b.shape)}, "
-                    "expected [r, in] and [out, r]."
-                )
+            self._check_module(module)
+
+    def _check_module(self, module: str) -> None:
+        a, b = (self.tensors[key] for key in weight_keys(module))
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+            raise InvalidInput(
+                f"{module}: lora_A has shape {list(a.shape)} and lora_B {list(b.shape)}, "
+                "expected [r, in] and [out, r]."
+            )
+        rank = self._setting(module, "r", "rank_pattern")
+        self._setting(module, "lora_alpha", "alpha_pattern")
+        # The ranks of all routed experts lie end to end.
+        if len(a) != rank and (len(a) % rank or not self.config.get("target_parameters")):
+            raise InvalidInput(
+                f"the adapter contradicts its configuration: {module} has rank {len(a)}, not "
+                f"{rank}."
+            )
 
     @property
     def modules(self) -> list[str]:
         """Names of the adapted modules in the base model."""
-        suffix = ".lora_A.weight"
-        return [
-            key.removeprefix(PREFIX).removesuffix(suffix)
-            for key in self.tensors
-            if key.startswith(PREFIX) and key.endswith(suffix)
-        ]
+        return adapted_modules(self.tensors)
 
     @property
     def scaling(self) -> float:
@@ -106,21 +93,31 @@ class Adapter:
         return self._scaling(self.config["lora_alpha"], self.config["r"])
 
     @classmethod
-    def load(cls, path: str | Path) -> Adapter:
-        """Read a PEFT folder.
+    def load(
+        cls, source: str | Path, *, subfolder: str | None = None, revision: str | None = None
+    ) -> Adapter:
+        """Read a PEFT folder, local or on the hub.
+
+        Also what earlier versions of PEFT wrote: ``adapter_model.bin``, of which nothing but
+        tensors is ever loaded, and tensors with the adapter's name in theirs.
+
+        Args:
+            source: a folder, or a hub id, of which ``id@revision`` is one revision; a ``Path`` is
+                always a folder. Where PEFT has saved an adapter under a name, in a folder of that
+                name, the one above will do.
+            subfolder: the adapter's folder within.
+            revision: a branch, tag or commit of the hub.
 
         Raises:
-            FileNotFoundError: the folder or one of its two files is missing.
-            InvalidInput: a file is damaged, or it is no LoRA adapter.
+            FileNotFoundError: the folder or one of its two files is missing, or unknown to the hub.
+            InvalidInput: a file is damaged, there are several adapters, or it is no LoRA adapter.
         """
-        path = Path(path)
-        if not path.is_dir():
-            raise FileNotFoundError(f"there is no adapter folder at {path}.")
-        config, tensors = read_json(path / CONFIG_FILE), read_safetensors(path / WEIGHTS_FILE)
+        folder = find_adapter(source, subfolder, revision)
+        tensors, config = read_adapter(folder)
         try:
             return cls(tensors, config)
         except InvalidInput as error:
-            raise InvalidInput(f"{path}: {error}") from error
+            raise InvalidInput(f"{folder}: {error}") from error
 
     def save(self, path: str | Path) -> Path:
         """Write a folder that ``PeftModel.from_pretrained`` and other engines load.
@@ -133,8 +130,47 @@ class Adapter:
         """
         with atomic_folder(path) as folder:
             write_safetensors(folder / WEIGHTS_FILE, self.tensors)
-            write_json(folder / CONFIG_FILE, self.config)
+            write_json(folder / CONFIG_FILE, plain(self.config))
         return Path(path)
+
+    @classmethod
+    def combine(
+        cls,
+        adapters: Sequence[Adapter],
+        weights: Sequence[float],
+        *,
+        method: Literal["cat", "linear", "svd"] = "cat",
+        rank: int | None = None,
+    ) -> Adapter:
+        """Make one adapter of several: the weighted sum of their updates, module by module.
+
+        The methods are those of the same names in PEFT's ``add_weighted_adapter``; an update is
+        s B A, with the scaling s of its adapter:
+
+        * ``"cat"``: A and w s B of all, end to end. The sum itself, of the sum of all ranks.
+        * ``"svd"``: the adapter of rank ``rank`` that is nearest to the sum in the Frobenius norm.
+        * ``"linear"``: A = Σ sign(w s) sqrt(|w s|) A and B = Σ sqrt(|w s|) B, of the adapters' own
+          rank. The product has the sum in it, and also every B times every other's A: cheap, and
+          no approximation of the sum unless the adapters are alike.
+
+        Args:
+            adapters: at least one, all of the same modules and sizes.
+            weights: a factor for each, of either sign.
+            method: how to combine them.
+            rank: the rank for ``"svd"``; by default the largest of the first adapter's.
+
+        Returns:
+            An adapter with a scaling of 1, in float32, or float64 if one of them has such tensors,
+            for the first one's base model.
+
+        Raises:
+            InvalidInput: an argument is unusable, the adapters are of different modules, sizes or
+                (for ``"linear"``) ranks, or one is more than updates s B A: DoRA, trained biases,
+                embeddings or whole modules, and experts' parameters.
+        """
+        from dnd_fast.lora.combine import combine
+
+        return combine(adapters, weights, method, rank)
 
     def to(self, dtype: torch.dtype) -> Adapter:
         """The same adapter with tensors of another dtype."""
@@ -143,52 +179,43 @@ class Adapter:
     def apply(self, model: PreTrainedModel | PeftModel) -> PeftModel:
         """Put the adapter on a model, in inference mode.
 
+        All or nothing: after an error, or an interruption, the model and the base below it answer
+        as before. Not safe while another thread runs the model.
+
         Args:
             model: the base model, whose layers PEFT wraps in place; or what an earlier ``apply``
-                returned, whose adapter is then replaced without wrapping again.
+                returned, whose adapter is then replaced. With the same configuration values are
+                copied in place; with another the layers are made anew. Biases and embeddings that
+                come with an adapter are taken off with it.
 
         Returns:
             The PEFT model; the same object when ``model`` was one.
 
         Raises:
-            InvalidInput: the adapter does not fit the model or its own configuration, or ``model``
-                is a base that an earlier ``apply`` has wrapped. A base model is left as it was.
+            InvalidInput: the adapter does not fit the model or its own configuration; it could not
+                be taken off again (PiSSA, OLoRA and others that PEFT changes the base for); or
+                ``model`` is a base that an earlier ``apply`` has wrapped, is offloaded in part, or
+                a PEFT model whose one LoRA adapter is not plainly active: merged, switched off,
+                one of several.
         """
-        from peft import PeftModel, get_peft_model
-        from peft.tuners.tuners_utils import BaseTunerLayer
+        from dnd_fast.lora.attach import attach
 
-        if isinstance(model, PeftModel):
-            with _errors_explained():
-                self._check_fits(model.get_base_model())
-                self._swap_into(model)
-            return model
-        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-            raise InvalidInput(
-                "this base model already carries an adapter; call apply() with the PEFT model that "
-                "the first apply() returned, and its adapter is replaced."
-            )
-        try:
-            with _errors_explained():
-                self._check_fits(model)
-                config = self._peft_config()
-                config.base_model_name_or_path = None  # else PEFT warns of renaming it
-                wrapped = get_peft_model(model, config)
-                self._set_tensors(wrapped)
-        except InvalidInput:
-            for name, module in list(model.named_modules()):
-                if isinstance(module, BaseTunerLayer):
-                    model.set_submodule(name, module.get_base_layer())
-            vars(model).pop("peft_config", None)
-            raise
-        return wrapped.eval()
+        return attach(self, model)
 
     def merge_into(self, model: PreTrainedModel) -> PreTrainedModel:
         """Add scaling * B A to the base model's weights, in place; returns the same model.
 
+        All or nothing, as far as it can be known before: merging is tried on a copy of each weight
+        first. Where it fails later all the same, what was added is subtracted again, and weights
+        are as before within rounding.
+
         Raises:
-            InvalidInput: as :meth:`apply`.
+            InvalidInput: as :meth:`apply`; or an adapted layer shares its weight with another, or
+                lacks the bias that the adapter adds to.
         """
-        return self.apply(model).merge_and_unload()
+        from dnd_fast.lora.attach import merge
+
+        return merge(self, model)
 
     def compare(self, other: Adapter) -> dict[str, UpdateSimilarity]:
         """Compare the updates scaling * B A module by module, in float64.
@@ -196,99 +223,70 @@ class Adapter:
         The updates are compared, not A and B, which many pairs of matrices share.
 
         Raises:
-            InvalidInput: the adapters adapt different modules or sizes.
+            InvalidInput: the adapters adapt different modules or sizes, or one of them is more
+                than updates, as in :meth:`combine`.
         """
+        self.require_same_modules(other)
+        return {name: similarity(self.update(name), other.update(name)) for name in self.modules}
+
+    def update(self, module: str) -> Update:
+        """What the adapter adds to a module's weight, in factors in float64 on the CPU."""
+        a, b = (self.tensors[key].double().cpu() for key in weight_keys(module))
+        alpha = self._setting(module, "lora_alpha", "alpha_pattern")
+        return Update(b, a, self._scaling(alpha, len(a)))
+
+    def require_same_modules(self, other: Adapter) -> None:
+        """Raise unless both adapters are updates scaling * B A of the same modules, and no more.
+
+        Raises:
+            InvalidInput: they are not.
+        """
+        for adapter in (self, other):
+            adapter._require_updates_only()
         if set(self.modules) != set(other.modules):
             different = sorted(set(self.modules) ^ set(other.modules))
             raise InvalidInput(
                 f"the adapters adapt different modules: {len(different)} are in one only, "
                 f"{different[0]} for one."
             )
-        return {
-            name: _update_similarity(*self._factors(name), *other._factors(name))
-            for name in self.modules
-        }
+
+    def _require_updates_only(self) -> None:
+        updates = {key for module in self.modules for key in weight_keys(module)}
+        if others := sorted(self.tensors.keys() - updates):
+            raise InvalidInput(
+                f"the adapter is more than scaling * B A: it has {others[0]} (DoRA's magnitudes, "
+                "trained biases, embeddings and whole modules act otherwise). Apply or merge it, "
+                "and compare or combine models."
+            )
+        if self.config.get("target_parameters"):
+            raise InvalidInput(
+                "the adapter has target_parameters: updates of routed experts' parameters are "
+                "neither compared nor combined."
+            )
 
     def _scaling(self, alpha: float, rank: int) -> float:
         return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
 
-    def _pair(self, module: str) -> tuple[Tensor, Tensor]:
-        """A ``[r, in]`` and B ``[out, r]``."""
-        a, b = (self.tensors[f"{PREFIX}{module}.lora_{half}.weight"] for half in "AB")
-        return a, b
-
     def _setting(self, module: str, entry: str, pattern_entry: str) -> Any:
-        """The configuration's ``entry``, or the module's own one in ``pattern_entry``."""
-        from peft.utils.other import get_pattern_key
+        """The configuration's ``entry``, or the module's own one in ``pattern_entry``.
 
+        The first pattern that matches a module's name or its end counts, as in PEFT.
+        """
         patterns = self.config.get(pattern_entry) or {}
-        return patterns.get(get_pattern_key(list(patterns), module), self.config[entry])
-
-    def _factors(self, module: str) -> tuple[Tensor, Tensor]:
-        """scaling * B ``[out, r]`` and A ``[r, in]`` in float64."""
-        a, b = self._pair(module)
-        alpha = self._setting(module, "lora_alpha", "alpha_pattern")
-        return self._scaling(alpha, len(a)) * b.double().cpu(), a.double().cpu()
-
-    def _peft_config(self) -> Any:
-        from peft import PeftConfig
-
-        return PeftConfig.from_peft_type(**{**self.config, "inference_mode": True})
-
-    def _check_fits(self, model: nn.Module) -> None:
-        from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
-
-        linears = {}
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Embedding | BaseTunerLayer) or ".lora_" in name:
-                continue
-            weight = getattr(module, "weight", None)
-            if weight is not None and weight.ndim == 2:
-                linears[name.removesuffix(".base_layer")] = weight.shape
-        for module in self.modules:
-            if module not in linears:
+        if not isinstance(patterns, dict):
+            raise InvalidInput(f"the adapter's entry {pattern_entry!r} is no object.")
+        for pattern, value in patterns.items():
+            try:
+                matches = re.match(rf"(.*\.)?({pattern})$", module)
+            except re.error as error:
                 raise InvalidInput(
-                    f"the adapter does not fit this {type(model).__name__}: it adapts {module}, "
-                    f"which the model does not have. It was made for "
-                    f"{self.config.get('base_model_name_or_path') or 'another base model'}."
-                )
-            a, b = self._pair(module)
-            needed = [b.shape[0], a.shape[1]]
-            if list(linears[module]) != needed:
-                raise InvalidInput(
-                    f"the adapter does not fit this {type(model).__name__}: for {module} it needs "
-                    f"a weight of shape {needed}, found {list(linears[module])}."
-                )
-            rank = self._setting(module, "r", "rank_pattern")
-            if len(a) != rank:
-                raise InvalidInput(
-                    f"the adapter contradicts its configuration: {module} has rank {len(a)}, not "
-                    f"{rank}."
-                )
-        config = self._peft_config()
-        if config.target_modules not in (None, "all-linear"):  # else PEFT finds them later
-            targets = {name for name in linears if check_target_module_exists(config, name)}
-            if different := targets ^ set(self.modules):
-                raise _contradiction(different)
-
-    def _swap_into(self, model: PeftModel) -> None:
-        name = model.active_adapter
-        new = self._peft_config()
-        if _layer_settings(model.peft_config[name]) != _layer_settings(new):
-            model.delete_adapter(name)
-            model.add_adapter(name, new)
-            model.set_adapter(name)
-            model.requires_grad_(False).eval()  # PEFT makes new layers trainable, dropout on
-        model.peft_config[name] = new
-        self._set_tensors(model)
-
-    def _set_tensors(self, model: PeftModel) -> None:
-        from peft import set_peft_model_state_dict
-
-        result: Any = set_peft_model_state_dict(model, self.tensors, model.active_adapter)
-        missing = [key for key in result.missing_keys if ".lora_" in key]
-        if different := {*result.unexpected_keys, *missing}:
-            raise _contradiction(different)
+                    f"the adapter's entry {pattern_entry!r} has {pattern!r} in it, which is no "
+                    f"regular expression: {error}."
+                ) from error
+            if matches:
+                _check_number(entry, value)
+                return value
+        return self.config[entry]
 
 
 def lora_config(
@@ -309,51 +307,23 @@ def lora_config(
     }
 
 
-@contextmanager
-def _errors_explained() -> Iterator[None]:
-    """What PEFT raises for an unusable configuration, as InvalidInput."""
-    try:
-        yield
-    except InvalidInput:
-        raise
-    except (TypeError, ValueError, NotImplementedError, re.error) as error:
-        raise InvalidInput(f"PEFT cannot use the adapter's configuration: {error}") from error
+def adapted_modules(keys: Iterable[str]) -> list[str]:
+    """Names of the modules in the base model that an adapter's tensors are for."""
+    suffix = ".lora_A.weight"
+    return [
+        key.removeprefix(PREFIX).removesuffix(suffix)
+        for key in keys
+        if key.startswith(PREFIX) and key.endswith(suffix)
+    ]
 
 
-def _contradiction(names: set[str]) -> InvalidInput:
-    return InvalidInput(
-        f"the adapter contradicts its configuration: {min(names)} is in one only; see "
-        "target_modules."
-    )
+def weight_keys(module: str) -> tuple[str, str]:
+    """Names of a module's A and B among an adapter's tensors."""
+    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
 
-def _layer_settings(config: Any) -> dict[str, Any]:
-    """All of a PEFT config that its layers depend on, alpha included."""
-    about = {"base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping"}
-    about.add("peft_version")
-    return {key: value for key, value in config.to_dict().items() if key not in about}
-
-
-def _update_similarity(b: Tensor, a: Tensor, other_b: Tensor, other_a: Tensor) -> UpdateSimilarity:
-    if b.shape[0] != other_b.shape[0] or a.shape[1] != other_a.shape[1]:
-        raise InvalidInput(
-            f"the adapters are for different models: one updates a weight of shape "
-            f"{[b.shape[0], a.shape[1]]}, the other {[other_b.shape[0], other_a.shape[1]]}."
-        )
-    norm, other_norm = _norm(b, a), _norm(other_b, other_a)
-    product = _inner(b, a, other_b, other_a)
-    difference = _norm(torch.cat([b, -other_b], dim=1), torch.cat([a, other_a], dim=0))
-    return UpdateSimilarity(
-        cosine=product / (norm * other_norm) if norm and other_norm else float("nan"),
-        relative_error=difference / other_norm if other_norm else float("inf"),
-    )
-
-
-def _inner(b: Tensor, a: Tensor, other_b: Tensor, other_a: Tensor) -> float:
-    """Frobenius inner product of b a and other_b other_a, without forming either."""
-    return float(((b.T @ other_b) * (a @ other_a.T)).sum())
-
-
-def _norm(b: Tensor, a: Tensor) -> float:
-    """Frobenius norm of b a from the triangular factors: no cancellation for small differences."""
-    return float((torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T).norm())
+def _check_number(entry: str, value: Any) -> None:
+    if entry == "r" and (type(value) is not int or value < 1):
+        raise InvalidInput(f"the adapter's entry 'r' is {value!r}, not a positive integer.")
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+        raise InvalidInput(f"the adapter's entry {entry!r} is {repr(value)[:40]}, not a number.")

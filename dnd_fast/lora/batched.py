@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from dnd_fast.errors import InvalidInput
+from dnd_fast.lora.target_modules import transformer_blocks
 from dnd_fast.text.datasets import Example
 
 IGNORE_INDEX = -100
@@ -199,8 +200,8 @@ def gradient_checkpointing(model: PreTrainedModel) -> Iterator[None]:
     Raises:
         InvalidInput: the model has no list of blocks.
     """
-    blocks = getattr(model.get_decoder(), "layers", None)
-    if not isinstance(blocks, nn.ModuleList):
+    blocks = transformer_blocks(model)
+    if blocks is None:
         raise InvalidInput(f"{type(model).__name__} has no blocks that could be recomputed.")
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -67,12 +67,12 @@ def find_lora_modules(
     auto = auto_model(config)
     try:
         with torch.device("meta"):
-            model = auto.from_config(config)
+            model = auto.from_config(config, trust_remote_code=False)
     except Exception as error:  # sizes that contradict one another raise any type
         raise InvalidInput(f"this {type(config).__name__} describes no model: {error}") from error
-    blocks = getattr(model.get_decoder(), "layers", None)
+    blocks = transformer_blocks(model)
     prefix = next((name for name, module in model.named_modules() if module is blocks), None)
-    if prefix is None or not isinstance(blocks, nn.ModuleList):
+    if prefix is None or blocks is None:
         raise InvalidInput(
             f"{type(model).__name__} has no list 'layers' of transformer blocks in its decoder; "
             "describe such a model by TokenLayout(modules, ...)."
@@ -85,13 +85,21 @@ def find_lora_modules(
             "order."
         )
     every = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    inside = {name: m for name, m in every.items() if name.startswith(f"{prefix}.")}
-    present = list(dict.fromkeys(name.rpartition(".")[2] for name in inside))
+    inside = {
+        name: module
+        for name, module in every.items()
+        # Some routers of experts are linear layers that put out more than a product.
+        if name.startswith(f"{prefix}.") and type(module).forward is nn.Linear.forward
+    }
+    names_present = dict.fromkeys(name.rpartition(".")[2] for name in inside)
+    with_experts = any(parameter.ndim == 3 for parameter in blocks.parameters())
+    present = [short for short in names_present if not with_experts or _is_module(short, model)]
     chosen = present if target_modules == "all-linear" else target_modules
     if not isinstance(chosen, list) or not set(chosen) <= set(present) or not chosen:
         raise InvalidInput(
             f"target_modules={target_modules!r} does not fit {type(model).__name__}, "
             f"whose blocks have the linear layers {', '.join(present)}."
+            + (" By others PEFT means routed experts." if len(present) < len(names_present) else "")
         )
 
     def layer_of(name: str) -> int:
@@ -112,5 +120,29 @@ def find_lora_modules(
         return modules, shorts
     # Short names would also match layers outside the language part (a vision tower's, say), or
     # that were not chosen.
+    if with_experts:  # for which PEFT cuts a regex down to short names
+        return modules, names
     numbers = r"\d+" if layers is None else f"({'|'.join(map(str, range(first, last + 1)))})"
     return modules, rf"{re.escape(prefix)}\.{numbers}\..*\.({'|'.join(shorts)})"
+
+
+def transformer_blocks(model: Any) -> nn.ModuleList | None:
+    """The transformer blocks of a language model's decoder, if they are in a list ``layers``."""
+    decoder = model.get_decoder()
+    # Some models are their own decoder, and have the blocks a step below.
+    owner = decoder if hasattr(decoder, "layers") else getattr(decoder, "model", None)
+    blocks = getattr(owner, "layers", None)
+    return blocks if isinstance(blocks, nn.ModuleList) else None
+
+
+def _is_module(short: str, model: nn.Module) -> bool:
+    """Whether PEFT takes a name for modules, and not for parameters that hold routed experts."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=[short])
+    try:
+        convert_peft_config_for_transformers(config, model=model, conversions=None)
+    except ValueError:  # experts' gate_proj and up_proj are one parameter
+        return False
+    return config.target_modules == {short}

@@ -108,7 +108,7 @@ class WeightLayout(nn.Module, ABC):
         self.scale: Scale = scale
         self.base_model = base_model
         self.token_shape = (rank + border, self.chunk + border)
-        self.num_tokens = sum(math.ceil(size / self.chunk) for size in sizes)
+        self.num_tokens = sum(-(-size // self.chunk) for size in sizes)
         self._tables: dict[torch.device, LoraScatterTable] = {}  # made on first use
         self.register_buffer("mean", None)
         self.register_buffer("std", None)
@@ -318,7 +318,7 @@ class WeightLayout(nn.Module, ABC):
         for key, (rows, columns) in self.tensor_shapes().items():
             transposed = ".lora_B." in key
             size = rows if transposed else columns
-            end = start + math.ceil(size / self.chunk)
+            end = start + -(-size // self.chunk)
             members.setdefault((size, transposed), []).append((key, list(range(start, end))))
             start = end
         return [

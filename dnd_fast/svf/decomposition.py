@@ -12,7 +12,6 @@ How z becomes the scales s is a parametrisation:
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,10 +19,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_folder, check_weights, read_safetensors, write_safetensors
+from dnd_fast.cache import cached
 
-logger = logging.getLogger(__name__)
 Parametrisation = Literal["plain", "published"]
 
 
@@ -105,21 +102,9 @@ def decompose(weight: Tensor, sha256: str, cache: str | Path | None) -> Svd:
     """
     if cache is None:
         return Svd(*torch.linalg.svd(weight.float(), full_matrices=False))
-    entry = Path(cache) / sha256
-    file = entry / "svd.safetensors"
     rank = min(weight.shape)
-    shapes = [(weight.shape[0], rank), (rank,), (rank, weight.shape[1])]
-    if file.is_file():
-        try:
-            stored = read_safetensors(file)
-            check_weights(stored)
-            svd = Svd(**stored)
-            if [tuple(part.shape) for part in svd] != shapes:
-                raise InvalidInput("the shapes are not the weight's")
-            return Svd(*(part.to(weight.device) for part in svd))
-        except (InvalidInput, TypeError) as error:
-            logger.warning("%s is damaged (%s); it is computed again.", file, error)
-    svd = decompose(weight, sha256, None)
-    with atomic_folder(entry) as folder:
-        write_safetensors(folder / file.name, svd._asdict())
-    return svd
+    shapes = {"u": (weight.shape[0], rank), "s": (rank,), "vh": (rank, weight.shape[1])}
+    stored = cached(
+        cache, sha256, shapes, lambda: decompose(weight, sha256, None)._asdict(), what="svd"
+    )
+    return Svd(**{name: part.to(weight.device) for name, part in stored.items()})

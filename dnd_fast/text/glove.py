@@ -5,7 +5,6 @@ Source: Drag-and-Drop LLMs, section 3.4 (condition extractor "Glove"); Penningto
 
 from __future__ import annotations
 
-import hashlib
 import re
 import warnings
 from collections.abc import Sequence
@@ -20,11 +19,11 @@ from dnd_fast.text.prompt_encoder import (
     CachingEncoder,
     Padding,
     Token,
-    hash_weights,
     occupied_positions,
 )
 
 UNKNOWN = "<unk>"
+LINE_BYTES = 1 << 20  # of one word and its vector, at most
 PART = re.compile(r"\w+|[^\w\s]")
 
 
@@ -67,7 +66,7 @@ class GloveEncoder(CachingEncoder):
         rows: dict[str, np.ndarray] = {}
         width = 0
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES), b""), 1):
                 width = width or len(line.split(b" ")) - 1
                 word, vector = _parse(line, width, f"{path}, line {number}")
                 rows.setdefault(word, vector)
@@ -75,10 +74,8 @@ class GloveEncoder(CachingEncoder):
             raise InvalidInput(f"{path} is empty; expected a word and its vector on each line.")
         return cls(list(rows), torch.from_numpy(np.stack(list(rows.values()))))
 
-    def fingerprint(self) -> str:
-        """SHA-256 over words and vectors."""
-        content = "\n".join([hash_weights(self.model), *self._rows])
-        return hashlib.sha256(content.encode()).hexdigest()
+    def _describe(self) -> str:
+        return "\n".join(self._rows)
 
     def _tokenize(self, prompts: list[str], length: int) -> Sequence[Sequence[Token]]:
         """For each prompt and position the table's rows whose mean stands there."""

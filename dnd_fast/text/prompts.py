@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import warnings
@@ -10,14 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dnd_fast.errors import InvalidInput
+from dnd_fast.text.conversations import prompt_of
+from dnd_fast.text.records import ENDINGS, STDIN, decode, parse_records, read_source
 
 
 def read_prompts(source: str | os.PathLike[str] | Sequence[str]) -> list[str]:
     """The prompts of one task.
 
     Args:
-        source: a list of strings, a ``.txt`` file with one prompt a line, or a ``.jsonl`` file with
-            one object a line and its prompt under the key ``prompt``. Blank lines are skipped.
+        source: a list of strings; a ``.txt`` file with one prompt a line; a file of records, see
+            :func:`dnd_fast.text.records.parse_records`, each with its prompt under ``prompt`` or as
+            in :mod:`dnd_fast.text.conversations`; or ``"-"``, standard input in any of these forms.
+            Blank lines are skipped.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -32,7 +35,7 @@ def read_prompts(source: str | os.PathLike[str] | Sequence[str]) -> list[str]:
     else:
         raise InvalidInput(
             f"prompts is a {type(source).__name__}; expected a list of strings or the path of a "
-            ".txt or .jsonl file."
+            "file."
         )
     if not prompts:
         raise InvalidInput(f"{where}: there are no prompts; give at least one.")
@@ -41,8 +44,7 @@ def read_prompts(source: str | os.PathLike[str] | Sequence[str]) -> list[str]:
             raise InvalidInput(f"{where}[{i}] is a {type(prompt).__name__}, expected a string.")
         if not prompt.strip():
             raise InvalidInput(f"{where}[{i}] is empty; remove it.")
-        if prompt.encode(errors="ignore").decode() != prompt:
-            raise InvalidInput(f"{where}[{i}] holds half a surrogate pair, which is no text.")
+        check_text(prompt, f"{where}[{i}]")
     return prompts
 
 
@@ -68,30 +70,28 @@ def sample_prompts(prompts: Sequence[str], count: int, seed: int) -> list[str]:
     return [*prompts, *rng.choices(prompts, k=count - len(prompts))]
 
 
+def check_text(text: str, where: str) -> None:
+    """Raise unless a string is a text.
+
+    Raises:
+        InvalidInput: it holds half a surrogate pair.
+    """
+    if text.encode(errors="ignore").decode() != text:
+        raise InvalidInput(f"{where} holds half a surrogate pair, which is no text.")
+
+
 def _read_file(path: Path) -> list[str]:
-    if path.suffix not in (".txt", ".jsonl"):
+    is_stdin = str(path) == STDIN
+    if not is_stdin and path.suffix not in (".txt", *ENDINGS):
         raise InvalidInput(
-            f"{path}: prompts are read from .txt (one a line) or .jsonl (key 'prompt') files. "
-            "To use one string as the only prompt, put it into a list."
+            f"{path}: prompts are read from .txt (one a line), {', '.join(ENDINGS)} files, or from "
+            f"{STDIN!r}, standard input. To use one string as the only prompt, put it into a list."
         )
-    if not path.is_file():
+    if not is_stdin and (not path.exists() or path.is_dir()):
         raise FileNotFoundError(f"{path}: there is no such file of prompts.")
-    try:
-        # Not splitlines(), which also cuts at U+2028 and the like, legal within a JSON string.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path} is not UTF-8 text ({error}); convert it first.") from error
-    if path.suffix == ".txt":
-        return [line for line in lines if line.strip()]
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"{path}, line {number}: not valid JSON ({error}).") from error
-        if not isinstance(record, dict) or "prompt" not in record:
-            raise InvalidInput(f"{path}, line {number}: there is no key 'prompt' in it.")
-        prompts.append(record["prompt"])
-    return prompts
+    content = read_source(path)
+    if path.suffix == ".txt" or (is_stdin and content.lstrip()[:1] not in (b"{", b"[")):
+        # Not splitlines(), which also cuts at U+2028 and the like.
+        text = decode(content, path).replace("\r\n", "\n").replace("\r", "\n")
+        return [line for line in text.split("\n") if line.strip()]
+    return [prompt_of(record, where) for where, record in parse_records(content, path)]

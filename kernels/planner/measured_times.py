@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch.nn.functional import conv2d
@@ -38,7 +40,18 @@ def load_table(device: torch.device | str) -> MeasuredTimes:
     Raises:
         ValueError: A table is damaged.
     """
-    return TABLES.load(device)
+    times = TABLES.load(device)
+    for key, seconds in times.items():
+        if not isinstance(seconds, dict) or not all(map(_is_time, seconds.values())):
+            raise ValueError(
+                f"{TABLES.path(device)} or the package's table has {seconds!r} for {key!r}, "
+                "expected positive numbers of seconds: delete it, and measure again."
+            )
+    return times
+
+
+def _is_time(value: object) -> bool:
+    return type(value) in (int, float) and 0 < cast(float, value) < math.inf
 
 
 def save_table(device: torch.device | str, times: MeasuredTimes) -> Path:

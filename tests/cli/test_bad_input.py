@@ -16,7 +16,7 @@ COMMANDS = {
     "generate: prompts latin-1": ("generate {tmp}/latin.txt --out {tmp}/new", "not UTF-8 text"),
     "generate: prompts not JSON": (
         "generate {tmp}/text.jsonl --out {tmp}/new",
-        "text.jsonl, line 1: not valid JSON",
+        "text.jsonl, line 1 is not valid JSON",
     ),
     "generate: prompts a folder": ("generate {tmp}/folder.txt --out {tmp}/new", "no such file of"),
     "generate: prompts themselves": ("generate rice --out {tmp}/new", "put it into a list"),

@@ -8,7 +8,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from dnd_fast import Adapter, InvalidInput, smollm2
+from dnd_fast import Adapter, InvalidInput, __version__, smollm2
 from dnd_fast.cli import app
 from dnd_fast.demo.tasks import split_tasks
 from dnd_fast.generator_config import DEMO_MODELS
@@ -21,7 +21,7 @@ runner = CliRunner()
 
 def dnd_fast(*arguments):
     """Run in a process of its own, as installed."""
-    command = [sys.executable, "-m", "dnd_fast.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "dnd_fast", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -42,6 +42,41 @@ def test_help_teaches_and_is_quick():
     for command in ("generate", "demo", "info", "convert"):
         assert command in result.stdout
     assert seconds < 5  # importing torch and transformers alone takes longer on a busy machine
+
+
+def test_version():
+    result = dnd_fast("--version")
+    assert (result.returncode, result.stdout) == (0, f"dnd-fast {__version__}\n")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_terminal_that_lacks_some_characters(monkeypatch, encoding):
+    """Windows' default where output is redirected, and a bare container's."""
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    for arguments, code, text in (
+        (["info", "demo"], 0, b"8 prompts of 24 tokens"),
+        (["info", "é→"], 1, b"error: there is no"),
+    ):
+        command = [sys.executable, "-m", "dnd_fast", *arguments]
+        result = subprocess.run(command, capture_output=True)
+        assert result.returncode == code, result.stderr
+        assert text in result.stdout + result.stderr
+
+
+def test_prompts_from_standard_input(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "dnd_fast",
+        "generate",
+        "-",
+        "--out",
+        str(tmp_path / "adapter"),
+    ]
+    piped = json.dumps({"question": "take the opening letter of the tool cup", "answer": "c"})
+    result = subprocess.run(command, capture_output=True, text=True, input=piped)
+    assert result.returncode == 0, result.stderr
+    assert Adapter.load(tmp_path / "adapter").modules
 
 
 def test_generate_and_info(prompts, tmp_path):

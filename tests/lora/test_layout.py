@@ -369,6 +369,16 @@ def test_description_round_trip(scale):
         )
 
 
+def test_sizes_beyond_floating_point():
+    """Chunks are counted in integers; sizes of 400 digits were an OverflowError."""
+    exact = TokenLayout.from_dict(
+        make_layout([(6, 4)], rank=2).to_dict() | {"modules": {"q": [2**60 + 1, 2]}, "chunk": 2}
+    )
+    assert exact.num_tokens == 2**59 + 2
+    fields = make_layout([(6, 4)], rank=2).to_dict() | {"modules": {"q": [10**400, 1]}, "chunk": 1}
+    assert TokenLayout.from_dict(fields).num_tokens == 10**400 + 1
+
+
 @pytest.mark.parametrize(
     "change",
     [{"rank": 0}, {"rank": 2.0}, {"scale": "both"}, {"chunk": 0}, {"modules": {}}, {"typo": 1}],

@@ -207,7 +207,7 @@ def test_unusable_models(tiny_base, tiny_config):
 
 def test_cache(tiny_base, tmp_path, monkeypatch, caplog):
     first = DecomposedModel(tiny_base, "attention", cache=tmp_path)
-    files = sorted(tmp_path.glob("*/svd.safetensors"))
+    files = sorted(tmp_path.glob("*-svd.safetensors"))
     assert len(files) == 4
     with monkeypatch.context() as patched:
         patched.setattr(torch.linalg, "svd", None)  # anything computed would raise

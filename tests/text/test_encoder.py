@@ -26,7 +26,8 @@ from transformers import (
 from dnd_fast import InvalidInput, TextEncoder
 from dnd_fast.decoder.length_projection import LengthProjection
 from dnd_fast.demo.tokenizer import build_tokenizer
-from dnd_fast.text import load
+from dnd_fast.text import load, prompt_encoder
+from dnd_fast.text.load import load_transformer
 
 SHORT = "take the opening letter of the tool cord"
 
@@ -130,7 +131,7 @@ def test_a_damaged_cache_is_replaced(encoder, tmp_path, caplog):
     (file,) = tmp_path.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:100])
     assert torch.equal(encoder.encode([SHORT], 24, cache=tmp_path), first)
-    assert "encoded again" in caplog.text
+    assert "computed again" in caplog.text
     assert torch.equal(encoder.encode([SHORT], 24, cache=tmp_path), first)
 
 
@@ -138,11 +139,45 @@ def test_other_weights_have_another_fingerprint(encoder):
     """A cache must not serve one encoder's embeddings to another."""
     before = encoder.fingerprint()
     weight = encoder.model.embeddings.LayerNorm.bias
+    kept = weight.data.clone()
     weight.data[0] += 1
     try:
-        assert encoder.fingerprint() != before
+        assert TextEncoder(encoder.model, encoder.tokenizer).fingerprint() != before
     finally:
-        weight.data[0] -= 1
+        weight.data.copy_(kept)
+    assert TextEncoder(encoder.model, encoder.tokenizer).fingerprint() == before
+
+
+def test_all_that_embeddings_depend_on_is_in_the_fingerprint(good, monkeypatch):
+    """Config and tokenizer too; not where the encoder lies, nor what the last call has set."""
+    path = good.folder / "encoder"
+    before = TextEncoder.from_pretrained(path)
+    before.tokenizer(["a"], truncation=True, max_length=1, padding=True)
+    assert TextEncoder.from_pretrained(path).fingerprint() == before.fingerprint()
+    for part, name, value in (
+        ("tokenizer", "truncation_side", "left"),
+        ("tokenizer", "model_max_length", 7),
+        ("config", "layer_norm_eps", 1e-3),
+        ("config", "hidden_act", "relu"),
+    ):
+        loaded = load_transformer(str(path), torch.float32)
+        if name == "model_max_length":
+            loaded.model.config.max_position_embeddings = 0  # else it plays no part
+        changed = loaded.tokenizer if part == "tokenizer" else loaded.model.config
+        setattr(changed, name, value)
+        assert TextEncoder(loaded.model, loaded.tokenizer).fingerprint() != before.fingerprint()
+    loaded = load_transformer(str(path), torch.float32)
+    loaded.tokenizer.add_tokens(["new"])
+    assert TextEncoder(loaded.model, loaded.tokenizer).fingerprint() != before.fingerprint()
+
+
+def test_the_fingerprint_is_computed_once(good, monkeypatch):
+    """Hashing all weights takes longer than encoding."""
+    loaded = load_transformer(str(good.folder / "encoder"), torch.float32)
+    encoder = TextEncoder(loaded.model, loaded.tokenizer)
+    first = encoder.fingerprint()
+    monkeypatch.setattr(prompt_encoder, "hash_tensors", None)  # a second time would raise
+    assert encoder.fingerprint() == first
 
 
 def test_the_encoder_half_of_an_encoder_decoder(encoder):
@@ -157,10 +192,13 @@ def test_the_encoder_half_of_an_encoder_decoder(encoder):
 
 
 def test_a_tampered_package_is_refused(monkeypatch):
-    """The packaged weights are a stranger's: anything but the original is refused."""
-    monkeypatch.setattr(load, "DEFAULT_ENCODER_SHA256", "0" * 64)
-    with pytest.raises(InvalidInput, match="is not the original all-MiniLM-L6-v2"):
-        TextEncoder.from_pretrained()
+    """It is a stranger's: anything but the original is refused, whichever file differs."""
+    for name, sha256 in load.DEFAULT_ENCODER_SHA256.items():
+        with monkeypatch.context() as patch:
+            patch.setitem(load.DEFAULT_ENCODER_SHA256, name, "0" * 64)
+            message = f"is not the original all-MiniLM-L6-v2: {name} has SHA-256 {sha256}, expected"
+            with pytest.raises(InvalidInput, match=message):
+                TextEncoder.from_pretrained()
 
 
 def test_length_projection_runs_along_the_length():

@@ -56,10 +56,10 @@ def test_unusable_prompts(source, message):
     [
         ("a.txt", b"\n  \n", "no prompts"),
         ("a.txt", b"caf\xe9", "not UTF-8"),
-        ("a.csv", b"a", "are read from .txt"),
-        ("a.jsonl", b'{"prompt": "a"}\n\n{"prompt": ', "line 3: not valid JSON"),
+        ("a.pdf", b"a", "are read from .txt"),
+        ("a.jsonl", b'{"prompt": "a"}\n\n{"prompt": ', "line 3 is not valid JSON"),
         ("a.jsonl", b'{"prompt": "a"}\n{"text": "b"}', "line 2: there is no key 'prompt'"),
-        ("a.jsonl", b'"prompt"', "line 1: there is no key 'prompt'"),
+        ("a.jsonl", b'"prompt"', "line 1: found a str, expected an object"),
         ("a.jsonl", b'{"prompt": 3}', r"\[0\] is a int"),
         ("a.jsonl", b'{"prompt": " "}', r"\[0\] is empty"),
     ],

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from dnd_fast.files import (
     write_json,
     write_safetensors,
 )
+from dnd_fast.filesystem import sweep
 from dnd_fast.lora.adapter import CONFIG_FILE, Adapter, lora_config
 from dnd_fast.recipe import from_table
 from dnd_fast.text.datasets import Dataset
@@ -170,8 +170,8 @@ class Collection:
         Raises:
             InvalidInput: the folder holds something else, or adapters by other settings.
         """
-        for half_written in folder.glob("adapters/*/.step-*"):  # by a process that was killed
-            shutil.rmtree(half_written)
+        for written_to in (folder, folder / "datasets", *folder.glob("adapters/*")):
+            sweep(written_to)
         if (folder / MANIFEST_FILE).exists():
             manifest = Manifest.read(folder)
             manifest.check_same_settings(wanted, folder)
@@ -277,7 +277,7 @@ class Collection:
         """Copy a group's data sets, so that what its adapters are trained on stays known."""
         for dataset in group.datasets:
             with atomic_file(self._dataset_path(dataset.name)) as staged:
-                shutil.copyfile(dataset.path, staged)
+                staged.write_bytes(dataset.json_lines)
 
     def save_adapters(self, group: Group, step: int, adapters: Mapping[str, Tensor]) -> None:
         """Keep a group's adapters ``[data sets, rows, columns]`` after a step."""
@@ -313,8 +313,15 @@ class Collection:
         path = self.folder / STATE_FILE
         if not path.exists():
             return {}, 0, {}
-        entries = read_metadata(path)
-        return json.loads(entries["datasets"]), int(entries["step"]), read_safetensors(path)
+        entries, state = read_metadata(path), read_safetensors(path, unchecked="warn")
+        try:
+            begun, step = dict(json.loads(entries["datasets"])), int(entries["step"])
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise InvalidInput(
+                f"{path} does not say what it is the state of; remove it, and what was begun "
+                "starts anew."
+            ) from error
+        return begun, step, state
 
     def _dataset_path(self, name: str) -> Path:
         return self.folder / "datasets" / f"{name}.jsonl"

@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dnd_fast.errors import InvalidInput
+from dnd_fast.files import read_bytes
+from dnd_fast.text.records import decode
 from dnd_fast.train.adapters.collection import Collection
 
 
@@ -46,8 +48,10 @@ def read_names(argument: str) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        InvalidInput: it is no regular file of UTF-8 text.
     """
     if not argument.startswith("@"):
         return [argument]
-    lines = Path(argument[1:]).read_text(encoding="utf-8").splitlines()
+    path = Path(argument[1:])
+    lines = decode(read_bytes(path), path).splitlines()
     return [name for line in lines if (name := line.strip())]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from dnd_fast.console import BASE_HELP, console, progress_bars
+from dnd_fast.console import BASE_HELP, DATA_HELP, console, progress_bars
 
 DEFAULT_RECIPE = "common-sense-0.5b"
 FROM_RECIPE = "the recipe's"
@@ -26,7 +26,7 @@ class Dtype(StrEnum):
 def collect(
     data: Annotated[
         list[Path],
-        typer.Argument(help="Data sets: .jsonl files with keys 'prompt', 'response', 'system'."),
+        typer.Argument(help=f"Data sets, prompts and responses: {DATA_HELP}"),
     ],
     base: Annotated[str, typer.Option(help=f"The base model: {BASE_HELP}")],
     out: Annotated[Path, typer.Option(help="Folder of the collection, new or to add to.")],

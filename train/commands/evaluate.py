@@ -91,7 +91,10 @@ def evaluate(
     temperature: Annotated[float, typer.Option(help="Temperature of sampling these.")] = 0.8,
     run_generated_code: Annotated[
         bool,
-        typer.Option("--run-generated-code", help="Allow pass@K to run what the model writes."),
+        typer.Option(
+            "--run-generated-code",
+            help="Allow pass@K to run what the model writes, and lm-eval:FILE.yaml what it names.",
+        ),
     ] = False,
     max_new_tokens: Annotated[
         int | None,

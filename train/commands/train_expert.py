@@ -8,13 +8,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from dnd_fast.console import BASE_HELP, console, progress_bars
+from dnd_fast.console import BASE_HELP, DATA_HELP, console, progress_bars
 
 
 def train_expert(
-    data: Annotated[
-        Path, typer.Argument(help="The task: a .jsonl file with keys 'prompt' and 'response'.")
-    ],
+    data: Annotated[Path, typer.Argument(help=f"The task's prompts and responses: {DATA_HELP}")],
     base: Annotated[str, typer.Option(help=f"The base model: {BASE_HELP}")],
     out: Annotated[
         Path, typer.Option(help="Folder for the expert; the same command resumes its training.")

@@ -44,7 +44,7 @@ def new_base(tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return AutoModelForCausalLM.from_config(config)
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def pretrain(

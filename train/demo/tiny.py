@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
-import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dnd_fast.base_model import load_base
 from dnd_fast.demo.exam import EXAM_SIZE
 from dnd_fast.demo.tasks import EXAMPLES, SHIPPED_SEED, Task, split_tasks
 from dnd_fast.generator import Generator
@@ -33,8 +32,7 @@ def load(progress: Progress) -> Demo:
     generator = Generator.from_pretrained("demo")
     _ = generator.encoder
     progress(1, 2)
-    base = AutoModelForCausalLM.from_pretrained(DEMO_MODELS / "base", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODELS / "tokenizer")
+    base, tokenizer = load_base(str(DEMO_MODELS / "base"), str(DEMO_MODELS / "tokenizer"))
     progress(2, 2)
     split = split_tasks(SHIPPED_SEED)
     tasks, combinations = split["test"], sum(map(len, split.values()))

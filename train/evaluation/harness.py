@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnd_fast.errors import InvalidInput
+from dnd_fast.files import read_bytes
 
 if TYPE_CHECKING:
     from dnd_fast.train.evaluation.metrics import EvalBatch
@@ -19,14 +20,18 @@ if TYPE_CHECKING:
 REPORTED = ("exact_match", "acc_norm", "acc", "pass@1", "f1")
 
 
-def harness_scores(task: str) -> Callable[[EvalBatch], list[float]]:
+def harness_scores(task: str, *, run_code: bool = False) -> Callable[[EvalBatch], list[float]]:
     """Make scores of a task's own questions, put by the tokenizer's chat template.
 
     Args:
         task: A name that lm-eval knows, or a YAML file that defines one of the file's name.
+        run_code: Whether such a file may run code: the functions that it names, and expressions in
+            its templates, which lm-eval does not confine.
 
     Raises:
-        InvalidInput: lm-eval is not installed, or knows no such task.
+        OSError: there is no such file.
+        InvalidInput: lm-eval is not installed, knows no such task, or would run a file's code
+            without leave.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -35,12 +40,18 @@ def harness_scores(task: str) -> Callable[[EvalBatch], list[float]]:
             'lm-eval:TASK needs the lm-evaluation-harness: pip install "dnd-fast[eval]".'
         ) from error
     path = Path(task)
-    name = path.stem if path.suffix in (".yaml", ".yml") else task
-    manager = (
-        TaskManager()
-        if name == task
-        else TaskManager(include_path=str(path.parent), include_defaults=False)
-    )
+    name = task
+    if path.suffix in (".yaml", ".yml"):
+        name = path.stem
+        if not run_code:
+            raise InvalidInput(
+                f"lm-eval runs code that {task} names (!function, metrics, templates), as you and "
+                "without limits. Read it, and allow it: --run-generated-code."
+            )
+        read_bytes(path)  # raises where it is none
+        manager = TaskManager(include_path=str(path.parent), include_defaults=False)
+    else:
+        manager = TaskManager()
     if name not in manager.all_subtasks:
         raise InvalidInput(
             f"lm-eval has no task {name!r}; list them by: lm-eval ls tasks. Of a group, name the "

@@ -59,7 +59,8 @@ class Settings:
         samples: Programs generated for each question (``pass@K``); one: the greedy one.
         temperature: Temperature of sampling these.
         seed: Seed of sampling.
-        run_generated_code: Whether ``pass@K`` may run what the model wrote.
+        run_generated_code: Whether ``pass@K`` may run what the model wrote, and ``lm-eval:FILE``
+            what the file names.
     """
 
     batch: int = 32
@@ -112,8 +113,8 @@ def make_metric(name: str, settings: Settings | None = None) -> Metric:
 
     Raises:
         InvalidInput: there is none, K is no positive number or larger than ``samples``, running
-            generated code has not been allowed or does not work here, or lm-eval is missing or has
-            no such task.
+            generated code or that of a task's file has not been allowed or does not work here, or
+            lm-eval is missing or has no such task.
     """
     settings = settings or Settings()
     if name in METRICS:
@@ -124,7 +125,8 @@ def make_metric(name: str, settings: Settings | None = None) -> Metric:
     if (kind, mark) == ("lm-eval", ":"):
         from dnd_fast.train.evaluation.harness import harness_scores
 
-        return Metric(name, None, settings, harness_scores(rest))
+        scores = harness_scores(rest, run_code=settings.run_generated_code)
+        return Metric(name, None, settings, scores)
     raise InvalidInput(
         f"there is no metric {name!r}; choose one of {', '.join(METRICS)}, pass@1, pass@10, …, "
         "lm-eval:TASK."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ from dnd_fast.files import (
     atomic_folder,
     read_json,
     read_safetensors,
+    remove_folder,
     write_json,
     write_safetensors,
 )
+from dnd_fast.filesystem import sweep
 
 
 class State:
@@ -58,7 +59,7 @@ class State:
             content = {"step": self.step, "score": self.score, "history": self.history}
             write_json(staged / "state.json", about | content)
         for path in older:
-            shutil.rmtree(path)
+            remove_folder(path)
 
     def restore(self, folder: Path, about: dict[str, Any]) -> bool:
         """Take over what :meth:`save` wrote last; False where there is nothing.
@@ -66,9 +67,11 @@ class State:
         Raises:
             InvalidInput: it is damaged, or of a run with other settings.
         """
-        latest = max(folder.glob("step-*"), default=None)
-        if latest is None:
+        sweep(folder)
+        steps = sorted(folder.glob("step-*"))
+        if not steps:
             return False
+        *older, latest = steps
         content = read_json(latest / "state.json")
         for key, value in about.items():
             if content.get(key) != value:
@@ -76,7 +79,7 @@ class State:
                     f"{folder.parent} holds a run with other {key}: {content.get(key)!r}, not "
                     f"{value!r}. Give another folder, or the same settings to resume it."
                 )
-        tensors = read_safetensors(latest / "state.safetensors")
+        tensors = read_safetensors(latest / "state.safetensors", unchecked="warn")
         try:
             for name, z in self.vectors.items():
                 z.data.copy_(tensors[f"z {name}"])
@@ -89,4 +92,6 @@ class State:
             self.history = content["history"]
         except (KeyError, RuntimeError) as error:
             raise InvalidInput(f"{latest} is damaged ({error!r}); remove it.") from error
+        for path in older:  # by a process that was killed before it removed them
+            remove_folder(path)
         return True

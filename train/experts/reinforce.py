@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_file, write_json
+from dnd_fast.files import atomic_folder, locked, write_json
 from dnd_fast.lora.batched import (
     IGNORE_INDEX,
     Batch,
@@ -147,8 +147,8 @@ def train_expert(
         The expert with the best validation score, the earliest of equals.
 
     Raises:
-        InvalidInput: too few examples, ``out`` holds a run with other settings, or its state is
-            damaged.
+        InvalidInput: too few examples, ``out`` holds a run with other settings or one that another
+            process is at, or its state is damaged.
     """
     out = Path(out)
     shuffled = random.Random(f"split {seed}").sample(list(examples), len(examples))
@@ -158,31 +158,33 @@ def train_expert(
             f"{len(shuffled)} examples cannot be split into training and validation "
             f"(validation={spec.validation}); give more."
         )
-    base = DecomposedModel(model, spec.modules, cache=cache)
-    run = _Run(base, tokenizer, shuffled[kept:], shuffled[:kept], spec, seed, reward)
-    about = {
-        "settings": dataclasses.asdict(spec),
-        "seed": seed,
-        "examples": hashlib.sha256(
-            repr([dataclasses.astuple(e) for e in shuffled]).encode()
-        ).hexdigest(),
-        "base": base.fingerprint(list(base.sizes)),
-    }
-    vectors = initial_vectors(base.sizes, spec.parametrisation, seed)
-    state = State({name: z.to(model.device) for name, z in vectors.items()})
-    if not state.restore(out / "state", about):
-        run.validate(state)
-    progress(state.step, spec.steps)
-    while state.step < spec.steps:
-        run.step(state)
-        if state.step % spec.validate_every == 0 or state.step == spec.steps:
+    with locked(out, "dnd-fast train-expert"):
+        base = DecomposedModel(model, spec.modules, cache=cache)
+        run = _Run(base, tokenizer, shuffled[kept:], shuffled[:kept], spec, seed, reward)
+        about = {
+            "settings": dataclasses.asdict(spec),
+            "seed": seed,
+            "examples": hashlib.sha256(
+                repr([dataclasses.astuple(e) for e in shuffled]).encode()
+            ).hexdigest(),
+            "base": base.fingerprint(list(base.sizes)),
+        }
+        vectors = initial_vectors(base.sizes, spec.parametrisation, seed)
+        state = State({name: z.to(model.device) for name, z in vectors.items()})
+        if not state.restore(out / "state", about):
             run.validate(state)
-            state.save(out / "state", about)
         progress(state.step, spec.steps)
-    expert = base.expert(state.best, spec.parametrisation)
-    expert.save(out)
-    with atomic_file(out / RUN_FILE) as staged:
-        write_json(staged, about | {"score": state.score, "history": state.history})
+        while state.step < spec.steps:
+            run.step(state)
+            if state.step % spec.validate_every == 0 or state.step == spec.steps:
+                run.validate(state)
+                state.save(out / "state", about)
+            progress(state.step, spec.steps)
+        expert = base.expert(state.best, spec.parametrisation)
+        with atomic_folder(out) as folder:
+            expert.write(folder)
+            result = {"score": state.score, "history": state.history}
+            write_json(folder / RUN_FILE, about | result)
     return expert
 
 

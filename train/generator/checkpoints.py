@@ -10,7 +10,6 @@ All draws are functions of seed, step and position, so nothing else is needed to
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,11 @@ from dnd_fast.files import (
     atomic_folder,
     read_json,
     read_safetensors,
+    remove_folder,
     write_json,
     write_safetensors,
 )
+from dnd_fast.filesystem import sweep
 
 logger = logging.getLogger(__name__)
 WEIGHTS_FILE, OPTIMIZER_FILE, STATE_FILE = (
@@ -87,22 +88,21 @@ class Checkpoints:
         best = self.best(state.phase)
         for step in self.steps()[: -self.keep]:
             if step != best:
-                self._delete(self._path(step))
+                remove_folder(self._path(step))
 
     def latest(self) -> State | None:
         """Read the newest checkpoint that can be read; None where there is none."""
         if self.folder.is_dir():
-            for leftover in self.folder.glob(".step-*"):  # of a process that was killed
-                shutil.rmtree(leftover, ignore_errors=True)  # all processes do
+            sweep(self.folder)
         for step in reversed(self.steps()):
             path = self._path(step)
             try:
                 content = read_json(path / STATE_FILE)
-                optimizer = read_safetensors(path / OPTIMIZER_FILE)
-                weights = read_safetensors(path / WEIGHTS_FILE)
-                optimizer |= content["optimizer"]
-                return State(step, content["phase"], weights, optimizer, content["score"])
-            except (InvalidInput, FileNotFoundError, KeyError) as error:
+                optimizer = read_safetensors(path / OPTIMIZER_FILE, unchecked="warn")
+                weights = read_safetensors(path / WEIGHTS_FILE, unchecked="warn")
+                phase, score, numbers = _entries(content)
+                return State(step, phase, weights, optimizer | numbers, score)
+            except (InvalidInput, FileNotFoundError) as error:
                 logger.warning("%s cannot be read, an older one is used: %s", path, error)
         return None
 
@@ -130,13 +130,19 @@ class Checkpoints:
 
     def _score(self, step: int, phase: int) -> float | None:
         try:
-            content = read_json(self._path(step) / STATE_FILE)
-            return content["score"] if content["phase"] == phase else None
-        except (InvalidInput, FileNotFoundError, KeyError):
+            its_phase, score, _ = _entries(read_json(self._path(step) / STATE_FILE))
+        except (InvalidInput, FileNotFoundError):
             return None
+        return score if its_phase == phase else None
 
-    def _delete(self, path: Path) -> None:
-        """Delete by one rename first, so that no half of it is ever taken for a checkpoint."""
-        doomed = path.with_name(f".{path.name}.deleted")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+
+def _entries(content: dict[str, Any]) -> tuple[int, float | None, dict[str, Any]]:
+    """Phase, score and the optimiser's numbers; raises InvalidInput where they are none."""
+    phase, score, numbers = (content.get(key) for key in ("phase", "score", "optimizer"))
+    if (
+        type(phase) is not int
+        or not isinstance(score, int | float | None)
+        or not isinstance(numbers, dict)
+    ):
+        raise InvalidInput(f"{STATE_FILE} holds something else than a state.")
+    return phase, score, numbers

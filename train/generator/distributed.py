@@ -27,6 +27,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from dnd_fast.decoder.model import HyperConvDecoder
+from dnd_fast.errors import InvalidInput
 
 TIMEOUT = timedelta(minutes=30)  # for a process that hangs; one that dies is noticed at once
 CPU = torch.device("cpu")
@@ -129,14 +130,31 @@ def whole_weights(decoder: HyperConvDecoder) -> dict[str, Tensor]:
 
 
 def load_weights(decoder: HyperConvDecoder, weights: Mapping[str, Tensor]) -> None:
-    """Take over whole weights, into shards where they are."""
+    """Take over whole weights, into shards where they are.
+
+    Raises:
+        InvalidInput: they are another decoder's.
+    """
+    expected = {name: tuple(value.shape) for name, value in decoder.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise InvalidInput(
+                f"the checkpoint is another decoder's: {name!r} has shape "
+                f"{found.get(name, 'missing')}, expected {expected.get(name, 'nothing')}. Remove "
+                "it, and an older one is used."
+            )
     set_model_state_dict(decoder, dict(weights), options=FULL)
 
 
 def load_optimizer(
     decoder: HyperConvDecoder, optimizer: torch.optim.Optimizer, flat: Mapping[str, Any]
 ) -> None:
-    """Take over a state that :func:`full_state` gave, with any number of processes."""
+    """Take over a state that :func:`full_state` gave, with any number of processes.
+
+    Raises:
+        InvalidInput: it is another optimiser's, or of another decoder.
+    """
     entries: dict[str, Any] = {}
     for key, value in flat.items():
         *path, entry = key.split("|")
@@ -150,4 +168,10 @@ def load_optimizer(
         "state": entries,
         "param_groups": [settings | {"params": list(entries)}],
     }
-    set_optimizer_state_dict(decoder, optimizer, state, options=FULL)
+    try:
+        set_optimizer_state_dict(decoder, optimizer, state, options=FULL)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput(
+            f"the checkpoint's optimiser is another one, or of another decoder ({error}). Remove "
+            "the checkpoint, and an older one is used."
+        ) from error

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_folder, read_json, write_json
+from dnd_fast.files import atomic_folder, hash_file, read_json, warn_unchecked, write_json
 from dnd_fast.recipe import ConditionSpec
 from dnd_fast.text.prompt_encoder import PromptEncoder
 
@@ -35,14 +35,21 @@ class EmbeddedTexts:
     """
 
     def __init__(self, folder: Path) -> None:
-        index = read_json(folder / INDEX_FILE)
-        self._bounds = list(pairwise(accumulate(index["lengths"], initial=0)))
-        file = folder / EMBEDDINGS_FILE
-        size = index["width"] * sum(index["lengths"])
-        if file.stat().st_size != 2 * size:
+        index, file = read_json(folder / INDEX_FILE), folder / EMBEDDINGS_FILE
+        width, lengths = index.get("width", 0), index.get("lengths", [])
+        sha256 = index.get("sha256")
+        if (
+            not isinstance(lengths, list)
+            or not all(type(number) is int and number >= 0 for number in (width, *lengths))
+            or file.stat().st_size != 2 * width * sum(lengths)
+            or sha256 not in (None, hash_file(file))
+        ):
             raise InvalidInput(f"{file} does not fit its index; delete {folder} to embed anew.")
-        mapped = torch.from_file(str(file), size=size, dtype=torch.float16)
-        self._rows = mapped.view(-1, index["width"])
+        if sha256 is None:
+            warn_unchecked(file)
+        self._bounds = list(pairwise(accumulate(lengths, initial=0)))
+        mapped = torch.from_file(str(file), size=width * sum(lengths), dtype=torch.float16)
+        self._rows = mapped.view(-1, width)
 
     def __len__(self) -> int:
         return len(self._bounds)
@@ -90,5 +97,7 @@ def embed_texts(
                         lengths.append(int(real[-1]) + 1 if len(real) else 0)
                         file.write(rows[: lengths[-1]].half().cpu().numpy().tobytes())
                     progress(len(part))
-            write_json(staged / INDEX_FILE, {"width": encoder.width, "lengths": lengths})
+            sha256 = hash_file(staged / EMBEDDINGS_FILE)
+            index = {"width": encoder.width, "lengths": lengths, "sha256": sha256}
+            write_json(staged / INDEX_FILE, index)
     return EmbeddedTexts(folder)

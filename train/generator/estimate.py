@@ -323,7 +323,9 @@ def _empty_batch(generator: Generator, size: int) -> MicroBatch:
 def _empty_base(recipe: Recipe, trainer_config: TrainerConfig) -> PreTrainedModel:
     config = AutoConfig.for_model(**recipe.base.config)
     dtype = torch.bfloat16 if trainer_config.bf16 else torch.float32
-    model: PreTrainedModel = auto_model(config).from_config(config, dtype=dtype)
+    model: PreTrainedModel = auto_model(config).from_config(
+        config, dtype=dtype, trust_remote_code=False
+    )
     return model.eval().requires_grad_(False)
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_file
+from dnd_fast.files import atomic_file, parse_json, read_bytes
 from dnd_fast.train.generator.trainer import StepMetrics
+
+LOG_BYTES = 1 << 32
 
 
 class Log:
@@ -32,12 +34,9 @@ class Log:
     def on_train_begin(self, step: int) -> None:
         """Forget what comes after ``step``: these steps are done again."""
         if self._file.exists():
-            lines = self._file.read_text().splitlines(keepends=True)
-            kept = [
-                line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step
-            ]
+            lines = read_bytes(self._file, LOG_BYTES).splitlines(keepends=True)
             with atomic_file(self._file) as staged:
-                staged.write_text("".join(kept))
+                staged.write_bytes(b"".join(line for line in lines if _is_until(step, line)))
 
     def on_step_end(self, metrics: StepMetrics) -> None:
         """Write the metrics of a step."""
@@ -60,6 +59,16 @@ class Log:
         numbers = {key: value for key, value in values.items() if isinstance(value, float)}
         for tracker in self._trackers:
             tracker.log(numbers, step=values["step"])
+
+
+def _is_until(step: int, line: bytes) -> bool:
+    """Whether it is a whole line of the log, of a step up to ``step``; others are left out."""
+    try:
+        record = parse_json(line, "a line") if line.endswith(b"\n") else None
+    except InvalidInput:
+        return False
+    found = record.get("step") if isinstance(record, dict) else None
+    return isinstance(found, int) and found <= step
 
 
 def _tracker(name: str, folder: Path) -> Any:

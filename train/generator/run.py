@@ -29,7 +29,13 @@ from dnd_fast import smollm2
 from dnd_fast.base_model import check_fits, load_base
 from dnd_fast.decoder.planning import kind_of, training_plan
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_file, locked, read_safetensors, write_safetensors
+from dnd_fast.files import (
+    atomic_file,
+    check_weights,
+    locked,
+    read_safetensors,
+    write_safetensors,
+)
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.batched import TokenizedExample, encode
@@ -242,8 +248,12 @@ class _Run:
             with atomic_file(file) as staged:
                 write_safetensors(staged, {key: v for key, v in fitted.items() if v is not None})
         self.context.wait()
-        stored = read_safetensors(file)
-        if "mean" in stored:
+        stored = read_safetensors(file, unchecked="warn")
+        expected = {"importance", "mean", "std"} if layout.scale == "static" else {"importance"}
+        if stored.keys() != expected or stored["importance"].shape != (layout.num_tokens,):
+            raise InvalidInput(f"{file} is not of this run; remove it to have it computed again.")
+        check_weights(stored, f"{file}: ")
+        if layout.scale == "static":
             layout.set_statistics(stored["mean"], stored["std"])
         return stored["importance"]
 
@@ -258,7 +268,11 @@ class _Run:
             with atomic_file(file) as staged:
                 write_safetensors(staged, whitening.state_dict())
         self.context.wait()
-        whitening.load_state_dict(read_safetensors(file))
+        stored, own = read_safetensors(file, unchecked="refuse"), whitening.state_dict()
+        if {k: v.shape for k, v in stored.items()} != {k: v.shape for k, v in own.items()}:
+            raise InvalidInput(f"{file} is not of this run; remove it to have it computed again.")
+        check_weights(stored, f"{file}: ")
+        whitening.load_state_dict(stored)
 
     def dataset(self, name: str) -> Dataset:
         """Return a data set of the collection, or one without adapters."""

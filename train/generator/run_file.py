@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_file, read_json, write_json
+from dnd_fast.files import atomic_file, hash_file, read_bytes, read_json, write_json
 from dnd_fast.generator_config import find_files
 from dnd_fast.recipe import Recipe, from_table
 from dnd_fast.train.adapters.collection import MANIFEST_FILE, Collection
@@ -57,7 +57,7 @@ def begin_or_resume(
 def _description(
     run_config: RunConfig, collection: Collection, trained_on: Sequence[str]
 ) -> dict[str, Any]:
-    manifest = (collection.folder / MANIFEST_FILE).read_bytes()
+    manifest = read_bytes(collection.folder / MANIFEST_FILE)
     uncollected = set(trained_on) - set(collection.names)
     data = [dataset for dataset in run_config.data if dataset.name in uncollected]
     content = {
@@ -89,8 +89,7 @@ def _hash_generator(name: str | None) -> str | None:
     if name is None:
         return None
     _, weights = find_files(name)
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_file(weights)
 
 
 def _as_read_back(content: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from dnd_fast.kernels import device
@@ -55,3 +56,12 @@ def test_measured_times_are_kept_for_the_user(tmp_path, monkeypatch):
     assert path == measured.table_path("cpu")
     assert path.is_relative_to(tmp_path)
     assert measured.load_table("cpu") == {**before, "a": {"direct": 1.0}}
+
+
+@pytest.mark.parametrize("entry", [1, None, [], {"direct": "1"}, {"direct": -1.0}, {"a": True}])
+def test_times_that_are_none(tmp_path, monkeypatch, entry):
+    """A plan by them was a TypeError, or preferred what takes less than no time."""
+    monkeypatch.setenv("DND_FAST_CACHE", str(tmp_path))
+    path = measured.save_table("cpu", {"a": {"direct": 1.0}, "b": entry})
+    with pytest.raises(ValueError, match=rf"{path.name} .*for 'b', expected positive numbers"):
+        measured.load_table("cpu")

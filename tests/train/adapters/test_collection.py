@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from dnd_fast import Adapter, InvalidInput
+from dnd_fast.files import write_safetensors
+from dnd_fast.filesystem import TEMPORARY
 from dnd_fast.text.datasets import Dataset, Example
 from dnd_fast.train.adapters.collection import STATE_FILE, Collection, Group, Manifest
 
@@ -93,6 +95,26 @@ def test_a_damaged_adapter_is_named(spoiled):
     adapter.save(checkpoint)
     with pytest.raises(InvalidInput, match=rf"{collection.names[1]}/step-00078.*NaN"):
         collection.load(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "texts", [{}, {"step": "7"}, {"step": "x", "datasets": "{}"}, {"step": "7", "datasets": "[1]"}]
+)
+def test_a_state_that_does_not_say_whose_it_is(tmp_path, texts):
+    manifest = Manifest("base", "base", 2, 4, ["q"], {}, {})
+    collection = Collection.begin(tmp_path, manifest)
+    write_safetensors(tmp_path / STATE_FILE, {"rows": torch.ones(2)}, texts)
+    with pytest.raises(InvalidInput, match=r"state\.safetensors does not say what it is"):
+        collection.unfinished([], 2)
+
+
+def test_leftovers_of_killed_processes(tmp_path):
+    manifest = Manifest("base", "base", 2, 4, ["q"], {}, {})
+    collection = Collection.begin(tmp_path, manifest)
+    for place in ("", "datasets", "adapters/a"):
+        (tmp_path / place / f"{TEMPORARY}dead" / "half").mkdir(parents=True)
+    assert Collection.begin(tmp_path, manifest).names == collection.names == []
+    assert not list(tmp_path.rglob(f"{TEMPORARY}*"))
 
 
 def test_no_collection(tmp_path):

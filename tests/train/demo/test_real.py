@@ -31,7 +31,7 @@ def test_rows_are_read_back(tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert real.read_tasks(file) == TASKS[::-1]
     file.write_text("{")
-    with pytest.raises(InvalidInput, match=r"tasks\.jsonl, line 1: not valid JSON"):
+    with pytest.raises(InvalidInput, match=r"tasks\.jsonl, line 1 is not valid JSON"):
         real.read_tasks(file)
 
 

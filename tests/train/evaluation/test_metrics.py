@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import time
 from dataclasses import replace
 
 import pytest
@@ -24,7 +23,7 @@ from dnd_fast.train.evaluation.answers import (
 )
 from dnd_fast.train.evaluation.metrics import EvalBatch, Settings, complete, make_metric
 from dnd_fast.train.evaluation.questions import Question, read_questions
-from dnd_fast.train.evaluation.sandbox import namespaces, succeeds
+from dnd_fast.train.evaluation.sandbox import succeeds
 
 from ...lora.test_batched import new_model
 
@@ -290,52 +289,6 @@ def test_python_code():
     assert python_code("a\n```py\nx = 1\n```\nb\n```\ny\n```") == "x = 1\n"
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "while True: pass",
-        "import time; time.sleep(60)",
-        "import subprocess; subprocess.run(['sleep', '60'])",
-        "x = bytearray(3 << 30)",
-        "while True: print('x' * 1000)",
-        "input()",
-        "open('x', 'wb').write(b'0' * (2 << 20))",
-        "files = [open(__file__) for _ in range(100)]",
-        "1 / 0",
-        "def f(:",
-    ],
-)
-def test_the_sandbox_ends_it(code):
-    start = time.perf_counter()
-    assert not succeeds(code, seconds=1)
-    assert time.perf_counter() - start < 5
-
-
-def test_the_sandbox_is_apart(tmp_path):
-    """No environment, an empty folder of its own, nothing left behind."""
-    os.environ["A_SECRET"] = "42"
-    try:
-        assert succeeds("import os; assert 'A_SECRET' not in os.environ")
-    finally:
-        del os.environ["A_SECRET"]
-    record = tmp_path / "folder"
-    assert succeeds(f"import os\nopen({str(record)!r}, 'w').write(os.getcwd())\nopen('x', 'w')")
-    assert not os.path.exists(record.read_text())
-
-
-def test_no_network():
-    if not namespaces():
-        pytest.skip("this system lets no user make a network namespace")
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        connect = (
-            f"import socket; socket.create_connection(('127.0.0.1', {server.getsockname()[1]}))"
-        )
-        exec(connect)  # from here it works
-        assert not succeeds(connect)
-
-
 def test_questions(tmp_path):
     file = tmp_path / "toy.jsonl"
     lines = [
@@ -384,11 +337,40 @@ generation_kwargs: {{until: ["<eos>"], max_gen_toks: 6, do_sample: false}}
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
 """
     )
-    metric = make_metric(f"lm-eval:{tmp_path / 'toy-task.yaml'}")
+    allowed = Settings(run_generated_code=True)
+    metric = make_metric(f"lm-eval:{tmp_path / 'toy-task.yaml'}", allowed)
     assert metric.needed is None
     assert metric.score(model, tokenizer, []) == [0.0, 1.0, 1.0, 1.0]
+    (tmp_path / "none.yaml").write_text("task: other")
     with pytest.raises(InvalidInput, match="has no task 'none'"):
-        make_metric(f"lm-eval:{tmp_path / 'none.yaml'}")
+        make_metric(f"lm-eval:{tmp_path / 'none.yaml'}", allowed)
+    with pytest.raises(FileNotFoundError):
+        make_metric(f"lm-eval:{tmp_path / 'nowhere.yaml'}", allowed)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(InvalidInput, match="a device or a pipe"):
+        make_metric(f"lm-eval:{tmp_path / 'pipe.yaml'}", allowed)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "process_docs: !function evil.run",
+        "class: !function evil.run",
+        "include: other.yaml",
+        "doc_to_text: \"{{ ''.__class__ }}\"",
+        "metric_list: [{metric: evil.py, hf_evaluate: true}]",
+    ],
+)
+def test_code_of_a_task_is_not_run_without_leave(tmp_path, way):
+    """Neither that of functions, nor of other files, nor of templates and metrics of the hub's."""
+    pytest.importorskip("lm_eval", reason="the extra 'eval' is not installed")
+    canary = tmp_path / "canary"
+    (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')\ndef run(*a, **b): return a")
+    (tmp_path / "other.yaml").write_text("process_docs: !function evil.run")
+    (tmp_path / "bad.yaml").write_text(f"task: bad\ndataset_path: json\n{way}\n")
+    with pytest.raises(InvalidInput, match=r"bad\.yaml names .*allow it: --run-generated-code"):
+        make_metric(f"lm-eval:{tmp_path / 'bad.yaml'}")
+    assert not canary.exists()
 
 
 def test_lm_eval_missing(monkeypatch):

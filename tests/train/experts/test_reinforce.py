@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import pytest
@@ -10,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dnd_fast import InvalidInput
 from dnd_fast.demo.tasks import Task
-from dnd_fast.files import read_safetensors
+from dnd_fast.files import locked, read_safetensors
+from dnd_fast.filesystem import TEMPORARY
 from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.batched import encode, generate_responses
 from dnd_fast.svf.expert import DecomposedModel, Expert
@@ -277,6 +279,26 @@ def test_a_damaged_state(base, tokenizer, examples, tmp_path):
         train_expert(base, tokenizer, examples, spec, seed=0, out=tmp_path)
     shutil.rmtree(tmp_path / "state")
     train_expert(base, tokenizer, examples, spec, seed=0, out=tmp_path)
+
+
+def test_two_processes_in_one_folder(base, tokenizer, examples, tmp_path):
+    with locked(tmp_path, "test"), pytest.raises(InvalidInput, match="another dnd-fast train-exp"):
+        train_expert(base, tokenizer, examples, SPEC, seed=0, out=tmp_path)
+
+
+def test_leftovers_of_killed_processes(base, tokenizer, examples, tmp_path):
+    """Half-written ones, and a state whose successor was just written."""
+    spec = dataclasses.replace(SPEC, objective="next-token", steps=2, validate_every=2)
+    train_expert(base, tokenizer, examples, spec, seed=0, out=tmp_path)
+    state = tmp_path / "state" / "step-000002"
+    shutil.copytree(state, state.with_name("step-000001"))
+    for folder in (tmp_path, state.parent):
+        (folder / f"{TEMPORARY}dead").mkdir()
+    train_expert(base, tokenizer, examples, spec, seed=0, out=tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [
+        ".lock", "expert.safetensors", "state", "svf_config.json", "training.json"
+    ]  # fmt: skip
+    assert os.listdir(state.parent) == ["step-000002"]
 
 
 def test_too_few_examples(base, tokenizer, examples, tmp_path):

@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dnd_fast import InvalidInput
+from dnd_fast.filesystem import TEMPORARY
 from dnd_fast.train.generator.checkpoints import Checkpoints, State
 
 from .toy import MSE, SFT, new_trainer
@@ -138,9 +140,40 @@ def test_a_full_disk_leaves_the_older_one(tmp_path, monkeypatch):
 def test_leftovers_are_removed(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(1))
-    for name in (".step-000002.abc", ".step-000000.deleted"):
+    for name in (f"{TEMPORARY}1", f"{TEMPORARY}2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights.safetensors").write_bytes(b"half")
     assert checkpoints.latest().step == 1
     assert checkpoints.steps() == [1]
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda weights: weights.pop("blocks.0.bias"), "blocks.0.bias' has shape missing"),
+        (lambda weights: weights.update(new=torch.ones(2)), r"new' has shape \(2,\), expected no"),
+        (
+            lambda weights: weights.update({"blocks.1.bias": torch.ones(3)}),
+            r"blocks.1.bias' has shape \(3,\), expected \(",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_decoder(tmp_path, spoil, message):
+    """It was a RuntimeError; with a weight missing, values that nobody has trained."""
+    run(tmp_path, stop=4)
+    kept = Checkpoints(tmp_path).latest()
+    weights = dict(kept.weights)
+    spoil(weights)
+    Checkpoints(tmp_path).save(State(kept.step, kept.phase, weights, kept.optimizer))
+    with pytest.raises(InvalidInput, match=f"another decoder's: '{message}"):
+        run(tmp_path)
+
+
+def test_a_checkpoint_of_another_optimiser(tmp_path):
+    run(tmp_path, stop=4)
+    kept = Checkpoints(tmp_path).latest()
+    optimizer = {key: v for key, v in kept.optimizer.items() if "blocks.0.bias" not in key}
+    Checkpoints(tmp_path).save(State(kept.step, kept.phase, kept.weights, optimizer))
+    with pytest.raises(InvalidInput, match=r"optimiser is another one.*blocks\.0\.bias"):
+        run(tmp_path)

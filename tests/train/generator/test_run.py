@@ -27,7 +27,7 @@ from dnd_fast.train.commands.train import train
 from dnd_fast.train.generator import resolve
 from dnd_fast.train.generator.config import RunConfig, TrainerConfig
 from dnd_fast.train.generator.distributed import DistributedContext
-from dnd_fast.train.generator.embedding_cache import EMBEDDINGS_FILE, embed_texts
+from dnd_fast.train.generator.embedding_cache import EMBEDDINGS_FILE, INDEX_FILE, embed_texts
 from dnd_fast.train.generator.log import Log
 from dnd_fast.train.generator.run import generator_config, train_run
 from dnd_fast.train.generator.trainer import StepMetrics
@@ -400,8 +400,20 @@ def test_embedded_texts_are_the_encoders(encoder, tmp_path):
     for other in ((texts[:2], spec, "x"), (texts, dataclasses.replace(spec, length=9), "x")):
         embed_texts(encoder, *other[:2], tmp_path, fingerprint=other[2])
     assert len(list(tmp_path.iterdir())) == 3
-    (entry / EMBEDDINGS_FILE).write_bytes(b"cut")
-    with pytest.raises(InvalidInput, match=r"delete .* to embed anew"):
+    whole = (entry / EMBEDDINGS_FILE).read_bytes()
+    for damaged in (b"cut", whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:]):
+        (entry / EMBEDDINGS_FILE).write_bytes(damaged)
+        with pytest.raises(InvalidInput, match=r"delete .* to embed anew"):
+            embed_texts(encoder, texts, spec, tmp_path, fingerprint="x")
+    (entry / EMBEDDINGS_FILE).write_bytes(whole)
+    index = json.loads((entry / INDEX_FILE).read_text())
+    for change in ({"lengths": 3}, {"lengths": [-1, *index["lengths"][1:]]}, {"width": "384"}):
+        (entry / INDEX_FILE).write_text(json.dumps(index | change))
+        with pytest.raises(InvalidInput, match=r"delete .* to embed anew"):
+            embed_texts(encoder, texts, spec, tmp_path, fingerprint="x")
+    del index["sha256"]
+    (entry / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.warns(UserWarning, match="comes from an earlier version"):
         embed_texts(encoder, texts, spec, tmp_path, fingerprint="x")
 
 
