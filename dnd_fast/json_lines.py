@@ -44,6 +44,17 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
         os.close(descriptor)
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file, without half a line that a process left which was killed.
+
+    Raises:
+        ValueError: another line is not JSON.
+        OSError: there is no such file.
+    """
+    *lines, last = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in [*lines, last] if line is not last or _is_json(line)]
+
+
 def _last_line(descriptor: int, size: int) -> bytes:
     """What comes after the last end of a line."""
     found = b""

@@ -55,8 +55,7 @@ def latest(bench: str, *keys: str) -> list[dict[str, Any]]:
     """The newest line of every combination of values of ``keys``, in the order of the first."""
     path = RESULTS / f"{bench}.jsonl"
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        figures = json.loads(line)
+    for figures in json_lines.read(path) if path.exists() else []:
         newest[tuple(figures[key] for key in keys)] = figures
     return list(newest.values())
 

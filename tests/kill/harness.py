@@ -126,7 +126,7 @@ def killed_after(action, seconds):
 
 
 def full_at(action, point):
-    """Do it where one call finds the disk full; returns whether it failed, or None at the end."""
+    """Do it where one call finds the disk full; returns whether it failed."""
 
     def watched():
         Watch(no_space, point, NO_SPACE)
@@ -134,15 +134,14 @@ def full_at(action, point):
 
     code = end_of(start(watched))
     assert code in (0, FULL), f"it ended with {code}"
-    passed = int.from_bytes(SHARED[:8], "little")
-    return None if code == 0 and passed <= point else code == FULL
+    return code == FULL
 
 
-def points_of(action):
+def points_of(action, names=None):
     """How many points there are."""
 
     def watched():
-        Watch(kill)
+        Watch(kill, names=names)
         action()
 
     finish(watched)

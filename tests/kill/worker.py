@@ -20,6 +20,7 @@ sys.dont_write_bytecode = True
 
 import torch
 from harness import (
+    NO_SPACE,
     finish,
     full_at,
     killed_after,
@@ -79,12 +80,10 @@ def difference(first, second):
 
 
 def kill(place, points):
-    """Kill at these points, or at up to so many that lie evenly; every point if 0."""
+    """Kill at so many of the points, or at every one if 0."""
     place.renew()
     count = points_of(place.write)
-    chosen = range(count)
-    if 0 < points < count:
-        chosen = sorted(random.Random(count).sample(chosen, points))
+    chosen = some(count, points)
     for point in chosen:
         with said(f"killed at point {point} of {count}"):
             place.renew()
@@ -99,32 +98,39 @@ def kill_at_random(place, kills):
     place.renew()
     seconds, rng, killed = seconds_of(place.write), random.Random(0), 0
     place.renew()
-    for number in range(kills):
-        with said(f"kill {number}"):
-            killed += killed_after(place.write, rng.uniform(0, seconds))
-            place.check()
-            if rng.random() < 0.3:
+    while killed < kills:
+        with said(f"after {killed} kills"):
+            if killed_after(place.write, rng.uniform(0, seconds)):
+                killed += 1
+                place.check()
+            else:  # it was done sooner
                 place.check_end()
                 place.renew()
     place.check_end()
     return {"kills": killed}
 
 
-def fill(place, _):
-    """The disk is full at every event, then in every file: what was there stays, and nothing else."""
-    failures, point = 0, 0
-    while True:
-        with said(f"the disk is full at point {point}"):
+def fill(place, points):
+    """The disk is full at so many of the points, or at every one if 0; nothing is left over."""
+    place.renew()
+    count, failures = points_of(place.write, NO_SPACE), 0
+    for point in some(count, points):
+        with said(f"the disk is full at point {point} of {count}"):
             place.renew()
             failed = full_at(place.write, point)
-            if failed is None:
-                return {"points": point, "failures": failures}
             place.check()
             if failed and place.writer.check is None:
                 assert whole(place.root) in (place.old, place.new), "something is left over"
             failures += failed
             place.check_end()
-        point += 1
+    return {"points": count, "failures": failures}
+
+
+def some(count, wanted):
+    """So many of the numbers below ``count``, or all."""
+    if not wanted or wanted >= count:
+        return range(count)
+    return sorted(random.Random(count).sample(range(count), wanted))
 
 
 @contextlib.contextmanager

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dnd_fast import Adapter, Generator, InvalidInput, Recipe
-from dnd_fast.base_model import load_base, write_base
+from dnd_fast import Adapter, Generator, InvalidInput, Recipe, json_lines
+from dnd_fast.base_model import write_base
 from dnd_fast.bench import plots, report
 from dnd_fast.bench.harness import results
 from dnd_fast.cache import cached
@@ -127,9 +126,9 @@ def save_base(root, number):
 
 def save_expert(root, number):
     base = DecomposedModel(AutoModelForCausalLM.from_pretrained(BASE), ["q_proj"])
-    base.expert({name: torch.full((size,), float(number)) for name, size in base.sizes.items()}).save(
-        root / "it"
-    )
+    base.expert(
+        {name: torch.full((size,), float(number)) for name, size in base.sizes.items()}
+    ).save(root / "it")
 
 
 def use_cache(root):
@@ -278,7 +277,7 @@ def log(root):
 
 def check_lines(root):
     for path in root.glob("*.jsonl"):
-        assert all(json.loads(line) for line in path.read_text().splitlines())
+        assert all(json_lines.read(path))
 
 
 def append_results(root):

@@ -97,7 +97,9 @@ def _write_all(
         "collected": _collected(splits["train"]),
     }
     for split, members in lists.items():
-        (folder / "splits" / f"{split}.txt").write_text("".join(f"{task.name}\n" for task in members))
+        (folder / "splits" / f"{split}.txt").write_text(
+            "".join(f"{task.name}\n" for task in members)
+        )
 
 
 def training_examples(task: Task, seed: int) -> list[Example]:
