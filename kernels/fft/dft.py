@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, wraps
 from threading import Lock
-from typing import Literal
+from typing import Literal, ParamSpec
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from dnd_fast.kernels.fft.tiling import FFTConvPlan, Positions, TileSpan, column
 
 ForwardNorm = Literal["ortho", "backward"]
 InverseNorm = Literal["ortho", "forward"]
+P = ParamSpec("P")
 
 
 def dft_forward(

@@ -1,7 +1,7 @@
 """Processes that end, or find the disk full, at a chosen event of what they write.
 
-Events are the calls that change a file system's names or wait for the disk. Each is two points, just
-before it and just after it.
+Events are the calls that change a file system's names or wait for the disk. Each is two points,
+just before it and just after it.
 """
 
 import builtins

@@ -17,6 +17,12 @@ from .writers import WRITERS
 
 KILLS = int(os.environ.get("DND_FAST_KILL", 0))
 WORKER = Path(__file__).with_name("worker.py")
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "HF_HUB_OFFLINE": "1",
+}
 SLOW = {"base", "collection", "demo models", "training run", "trained expert"}
 RUNS = ["checkpoints", "checkpoints of an expert", "collection", "training run", "trained expert"]
 RANDOM = ["adapter over another", "generator", "results", *RUNS]
@@ -32,7 +38,7 @@ def ask(tmp_path_factory):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | ENVIRONMENT,
     )
 
     def answer(*question):

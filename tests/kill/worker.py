@@ -1,7 +1,7 @@
 """A warm process that forks writers, and says what became of what they wrote.
 
-One line in: a task as JSON. One line out: what came of it. A script of its own, so that no thread of
-the tests' process is lost in a fork.
+One line in: a task as JSON. One line out: what came of it. A script of its own, so that no thread
+of the tests' process is lost in a fork.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import traceback
 import warnings
 from pathlib import Path
 
-os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
 sys.path.insert(0, str(Path(__file__).parent))
 sys.dont_write_bytecode = True
 
