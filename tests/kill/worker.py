@@ -15,7 +15,6 @@ import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.dont_write_bytecode = True
 
 import torch
 from harness import (
@@ -142,6 +141,7 @@ def said(what):
 
 def main(folder):
     torch.set_num_threads(1)
+    sys.dont_write_bytecode = True  # which would be further events
     warnings.simplefilter("ignore")
     modes = {"kill": kill, "random": kill_at_random, "full": fill}
     out = os.fdopen(os.dup(1), "w")
