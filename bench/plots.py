@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dnd_fast.bench import alternatives, latency
 from dnd_fast.bench.harness import results
 from dnd_fast.bench.harness.results import latest
+from dnd_fast.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +66,8 @@ def _draw(name: str, plot: Callable[[Axes], None]) -> Path:
     plot(axes)
     axes.spines[["top", "right"]].set_visible(False)
     path = results.RESULTS / f"{name}.png"
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    with atomic_file(path) as staged:
+        figure.savefig(staged, dpi=130, metadata={"Software": None})
     plt.close(figure)
     return path
 

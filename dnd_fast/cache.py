@@ -57,7 +57,8 @@ def cached(
             with suppress(OSError):  # the folder may be read-only
                 os.utime(file)
             return tensors
-    computed = compute()
+    # As it will be read: products round otherwise with other strides.
+    computed = {name: tensor.contiguous() for name, tensor in compute().items()}
     with atomic_file(file) as staged:
         write_safetensors(staged, computed)
     _evict(file)

@@ -18,16 +18,17 @@ from pathlib import Path
 from dnd_fast.errors import InvalidInput
 
 TEMPORARY = ".dnd-fast-"  # what names of temporary folders begin with
+REPLACED = f"{TEMPORARY}replaced-"  # and of those that hold what is about to be replaced
 TEXT_BYTES = 1 << 28  # of a file that is read whole, at most
 TEXTS = (".json", ".jinja", ".txt", ".model")
 
 
 @contextmanager
-def temporary_folder(parent: Path) -> Iterator[Path]:
+def temporary_folder(parent: Path, prefix: str = TEMPORARY) -> Iterator[Path]:
     """Yield a new folder, and remove it at the end; first remove those of dead processes."""
     make_folder(parent)
     sweep(parent)
-    path, descriptor = _new_locked_folder(parent)
+    path, descriptor = _new_locked_folder(parent, prefix)
     try:
         yield path
     finally:
@@ -36,19 +37,22 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def sweep(parent: Path) -> None:
-    """Remove the temporary folders of processes that were killed.
+    """Remove the temporary folders of processes that were killed; what they took away returns.
 
     A lock shows that a folder's process is alive. The system lets go of it when the process dies.
     """
     for path in parent.glob(f"{TEMPORARY}*"):
         with suppress(OSError), opened(path) as descriptor:
             if try_lock(descriptor):
+                for entry in path.iterdir() if path.name.startswith(REPLACED) else ():
+                    if not os.path.lexists(parent / entry.name):
+                        entry.rename(parent / entry.name)
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _new_locked_folder(parent: Path) -> tuple[Path, int]:
+def _new_locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
     while True:
-        path = parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+        path = parent / f"{prefix}{secrets.token_hex(8)}"
         path.mkdir()
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -64,7 +68,10 @@ def _new_locked_folder(parent: Path) -> tuple[Path, int]:
 
 
 def exchange(first: Path, second: Path) -> None:
-    """Exchange two folders at once; without such a system call ``first`` is moved to ``second``."""
+    """Exchange two folders at once; without such a system call ``first`` is moved to ``second``.
+
+    Of a process that is killed between these two moves, :func:`sweep` puts ``second`` back.
+    """
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is not None:
         at_cwd, flag = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
@@ -73,12 +80,14 @@ def exchange(first: Path, second: Path) -> None:
         error = ctypes.get_errno()
         if error not in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
             raise OSError(error, os.strerror(error), str(second))
-    with temporary_folder(second.parent) as aside:
-        second.rename(aside)
+    with temporary_folder(second.parent, REPLACED) as aside:
+        replaced = aside / second.name
         try:
+            second.rename(replaced)
             first.rename(second)
-        except OSError:
-            aside.rename(second)
+        except BaseException:  # Ctrl-C, too
+            if replaced.exists() and not second.exists():
+                replaced.rename(second)
             raise
 
 
@@ -163,6 +172,14 @@ def is_open_as(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+def wait_for_lock(descriptor: int) -> None:
+    """Lock what is open, once others have let go of it; on a file system without locks, do not."""
+    import fcntl
+
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def try_lock(descriptor: int) -> bool:

@@ -33,6 +33,7 @@ from dnd_fast.generator_config import (
 from dnd_fast.kernels.conv2d import Impl
 from dnd_fast.kernels.planner.cost_model import DecoderPlan
 from dnd_fast.lora.adapter import Adapter
+from dnd_fast.stages import StageTimes
 from dnd_fast.svf.layout import layout_from_dict
 from dnd_fast.text.encoder import TextEncoder
 from dnd_fast.text.prompt_encoder import PromptEncoder, move
@@ -56,6 +57,11 @@ class Generator(
     The decoder is prepared for its device when an adapter is first generated, and again when
     weights, device or dtype have changed since.
 
+    Any number of threads may generate, encode and save at once, and each gets what it would get
+    alone; the first of them loads the encoder and prepares. Not while another thread trains, moves
+    or converts the generator, fits its layout, or moves its encoder, which generators on one
+    device may share.
+
     Args:
         config: what to build; weights are random until trained or loaded.
         encoder: a text encoder to use instead of the one that the config names.
@@ -64,7 +70,6 @@ class Generator(
         decoder: the hyper-convolutional decoder.
         layout: tokens <-> LoRA tensors, with the collection's statistics.
         whitening: what embeddings pass through on their way to the decoder, or None.
-        timings: seconds of each stage of the last :meth:`generate`.
 
     Raises:
         InvalidInput: condition, decoder and layout do not fit together.
@@ -90,7 +95,7 @@ class Generator(
                 f"encoder is a {type(encoder).__name__}; load one by TextEncoder.from_pretrained()."
             )
         self._encoder = encoder
-        self.timings: dict[str, float] = {}
+        self._times = StageTimes()
         self._ready = PreparedOnDemand()
         self._host_buffer = HostBuffer()
         first, last = self.decoder.features[0], self.decoder.features[-1]
@@ -123,6 +128,11 @@ class Generator(
             )
         self._encoder.to(self.device)
         return self._encoder
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds of each stage of this thread's last :meth:`generate`."""
+        return self._times.seconds
 
     @property
     def device(self) -> torch.device:
@@ -252,7 +262,8 @@ class Generator(
         tensors = self.layout.unpack(self._host_buffer.moved(weights, device))
         clock.append(time.perf_counter())
         stages = ("encode", "decode", "detokenize")
-        self.timings = dict(zip(stages, map(float.__sub__, clock[1:], clock), strict=True))
+        seconds = map(float.__sub__, clock[1:], clock)
+        self._times.seconds = dict(zip(stages, seconds, strict=True))
         adapters = [
             self.layout.to_adapter({key: value[i] for key, value in tensors.items()})
             for i in range(len(tasks))

@@ -1,8 +1,13 @@
-"""Names of what the Hugging Face hub has."""
+"""Names of what the Hugging Face hub has, and the lock under which transformers loads it."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+
+# transformers changes its own state and PyTorch's while it loads: of two threads at once, one finds
+# weights missing that are there.
+LOADING = threading.RLock()
 
 
 def split_revision(name: str) -> tuple[str, str | None]:

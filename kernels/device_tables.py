@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,8 @@ class DeviceTables:
     ) -> Path:
         """Add entries to a device's table, all of them or, after a failure, none.
 
+        Processes that add to one table wait for one another.
+
         Args:
             device: Device that they were measured on.
             entries: New entries, which replace old ones of the same key.
@@ -78,13 +80,11 @@ class DeviceTables:
             ValueError: The table that is there is damaged.
         """
         path = self.path(device, packaged=packaged)
-        entries = dict(sorted({**self._read(path), **entries}.items()))
-        table = {"device": device_name(device), **about, self.content: entries}
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            staged = Path(folder, path.name)
-            staged.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-            staged.replace(path)
+        with _alone_in(path.parent):
+            entries = dict(sorted({**self._read(path), **entries}.items()))
+            table = {"device": device_name(device), **about, self.content: entries}
+            _replace(path, json.dumps(table, indent=2) + "\n")
         return path
 
     def _read(self, path: Path) -> dict[str, Any]:
@@ -101,3 +101,32 @@ class DeviceTables:
                 f"{path} is no table of {self.content!r} ({error}): delete it, and measure again."
             ) from error
         return entries
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes there, and keep others waiting."""
+    import fcntl  # which Windows has not, where tables can still be read
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Replace a file by one rename; what a process that was killed has left goes."""
+    staged = path.with_name(f".dnd-fast-{path.name}")
+    staged.unlink(missing_ok=True)
+    try:
+        with staged.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise

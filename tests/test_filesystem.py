@@ -3,11 +3,13 @@
 import ctypes
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from dnd_fast import InvalidInput, filesystem
 from dnd_fast.filesystem import (
+    REPLACED,
     TEMPORARY,
     exchange,
     link_missing,
@@ -60,6 +62,35 @@ def test_what_cannot_be_moved_stays(tmp_path, monkeypatch):
         exchange(tmp_path / "none", second)
     assert os.listdir(second) == ["old"]
     assert os.listdir(tmp_path) == ["b"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_without_an_exchange_nothing_is_lost(tmp_path, monkeypatch, error):
+    """Killed between the two moves, the next process puts back what was there; interrupted, this
+    one does. Both once removed it."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda name, use_errno: WithoutExchange(None))
+    first, second = folder(tmp_path / "a", new="1"), folder(tmp_path / "b", old="2")
+    rename = Path.rename
+
+    def interrupted(source, target):
+        if source == first:
+            raise error
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(error):
+        exchange(first, second)
+    assert os.listdir(second) == ["old"]
+
+    killed = tmp_path / f"{REPLACED}0"
+    killed.mkdir()
+    second.rename(killed / "b")
+    sweep(tmp_path)
+    assert os.listdir(second) == ["old"]
+    folder(killed).joinpath("b").mkdir()  # killed after both moves: the new one stays
+    sweep(tmp_path)
+    assert os.listdir(second) == ["old"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
 def test_missing_entries_are_linked(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from dnd_fast.bench.experiments.experts import Demo, finish, fit, row, say, stac
 from dnd_fast.bench.harness.results import RESULTS
 from dnd_fast.demo.tasks import Task
 from dnd_fast.demo.vocabulary import FORMATS, SKILLS
+from dnd_fast.files import atomic_file
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.batched import encode
@@ -265,7 +266,8 @@ def plot() -> None:
 
 
 def _save(figure: Any, name: str) -> None:
-    figure.savefig(RESULTS / name, dpi=130, metadata={"Software": None})
+    with atomic_file(RESULTS / name) as staged:
+        figure.savefig(staged, dpi=130, metadata={"Software": None})
     print(f"Wrote {RESULTS / name}.")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from dnd_fast import json_lines
 from dnd_fast.kernels.device import device_name
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -46,8 +47,7 @@ def append(bench: str, figures: dict[str, Any]) -> Path:
     if "seed" not in figures:
         raise ValueError(f"a result of {bench} must tell its seed; found {sorted(figures)}.")
     path = RESULTS / f"{bench}.jsonl"
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(provenance() | figures) + "\n")
+    json_lines.append(path, provenance() | figures)
     return path
 
 
@@ -55,8 +55,7 @@ def latest(bench: str, *keys: str) -> list[dict[str, Any]]:
     """The newest line of every combination of values of ``keys``, in the order of the first."""
     path = RESULTS / f"{bench}.jsonl"
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        figures = json.loads(line)
+    for figures in json_lines.read(path) if path.exists() else []:
         newest[tuple(figures[key] for key in keys)] = figures
     return list(newest.values())
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
@@ -35,6 +34,7 @@ from dnd_fast.lora.batched import (
     response_logits,
     summed_losses,
 )
+from dnd_fast.stages import StageTimes
 from dnd_fast.svf.cem import CemSpec, search
 from dnd_fast.svf.expert import DecomposedModel, Expert
 from dnd_fast.text.datasets import Example
@@ -100,6 +100,9 @@ class Mixture:
 class AdaptiveModel:
     """A base with experts, one of which (or a mixture, or none) answers.
 
+    Experts change the base while they answer: calls from several threads, also through other
+    objects of this class with the same base, wait for one another.
+
     Args:
         base: the decomposed base model.
         tokenizer: the base's tokenizer, with a chat template.
@@ -108,9 +111,6 @@ class AdaptiveModel:
             :func:`classification_examples`.
         template: the question that the first pass asks; ``{prompt}`` and ``{categories}`` in it
             are filled in.
-
-    Attributes:
-        timings: seconds of the ``"first pass"`` and ``"second pass"`` of the last :meth:`respond`.
 
     Raises:
         InvalidInput: there are no experts, one does not fit the base, or they do not fit together.
@@ -149,7 +149,13 @@ class AdaptiveModel:
                 )
         self.base, self.tokenizer = base, tokenizer
         self.experts, self.classifier, self.template = dict(experts), classifier, template
-        self.timings: dict[str, float] = {}
+        self._times = StageTimes()
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds of the ``"first pass"`` and ``"second pass"`` of this thread's last
+        :meth:`respond`."""
+        return self._times.seconds
 
     @property
     def categories(self) -> list[str]:
@@ -170,7 +176,7 @@ class AdaptiveModel:
         expert = self.classifier if strategy == "classifier" else None
         chosen = []
         per_pass = max(1, SEQUENCES_PER_PASS // len(self.categories))
-        with self.base.merged(expert) if expert else nullcontext():
+        with self.base.merged(expert) if expert else self.base.plain():
             for start in range(0, len(prompts), per_pass):
                 questions = [
                     Example(question(prompt, self.categories, self.template), name)
@@ -262,21 +268,22 @@ class AdaptiveModel:
         clock = time.perf_counter()
         if isinstance(strategy, Mixture):
             chosen, experts = ["mixture"] * len(prompts), {"mixture": strategy.expert}
-            self.timings = {"first pass": strategy.seconds}
+            seconds = {"first pass": strategy.seconds}
         else:
             chosen, experts = self.choose(prompts, strategy), self.experts
-            self.timings = {"first pass": time.perf_counter() - clock}
+            seconds = {"first pass": time.perf_counter() - clock}
         clock = time.perf_counter()
         answers: dict[int, Answer] = {}
         for name in dict.fromkeys(chosen):
             places = [i for i, choice in enumerate(chosen) if choice == name]
             group = [prompts[i] for i in places]
-            with self.base.merged(experts[name]) if name != OTHERS else nullcontext():
+            with self.base.merged(experts[name]) if name != OTHERS else self.base.plain():
                 responses = generate_responses(
                     self.base.model, self.tokenizer, [group], max_new_tokens=max_new_tokens
                 )[0]
             answers |= {i: Answer(text, name) for i, text in zip(places, responses, strict=True)}
-        self.timings["second pass"] = time.perf_counter() - clock
+        seconds["second pass"] = time.perf_counter() - clock
+        self._times.seconds = seconds
         return [answers[i] for i in range(len(prompts))]
 
     def _collate(self, examples: Sequence[Example]) -> Batch:

@@ -101,7 +101,8 @@ def decompose(weight: Tensor, sha256: str, cache: str | Path | None) -> Svd:
         cache: a folder, or None to compute the SVD anew.
     """
     if cache is None:
-        return Svd(*torch.linalg.svd(weight.float(), full_matrices=False))
+        parts = torch.linalg.svd(weight.float(), full_matrices=False)
+        return Svd(*(part.contiguous() for part in parts))  # as from a cache: bit by bit
     rank = min(weight.shape)
     shapes = {"u": (weight.shape[0], rank), "s": (rank,), "vh": (rank, weight.shape[1])}
     stored = cached(

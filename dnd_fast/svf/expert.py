@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
@@ -149,8 +150,9 @@ class Expert:
 class DecomposedModel:
     """A base model with the SVD of its chosen weights: experts are put on it and taken off again.
 
-    At most one expert, or one batch of experts, is on it at a time. LoRA adapters are independent:
-    their changes and an expert's add up, whichever comes first.
+    At most one expert, or one batch of experts, is on it at a time: a thread that enters one of the
+    blocks waits for those of other threads. LoRA adapters are independent: their changes and an
+    expert's add up, whichever comes first.
 
     Args:
         model: a causal LM, which stays as it is outside of :meth:`merged` and :meth:`factored`. Do
@@ -193,7 +195,7 @@ class DecomposedModel:
             name: decompose(linear.weight, self._hashes[name], cache)
             for name, linear in self._linears.items()
         }
-        self._occupied = False
+        self._lock, self._occupied = threading.RLock(), False
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -264,7 +266,7 @@ class DecomposedModel:
         W' is computed in float32 and cast to the weight's dtype.
 
         Raises:
-            InvalidInput: the expert does not fit, or another one is on the model.
+            InvalidInput: the expert does not fit, or this thread has put another one on the model.
         """
         self.check(expert)
         with self._exclusive(), ExitStack() as restored:
@@ -291,7 +293,7 @@ class DecomposedModel:
             parametrisation: how z becomes scales.
 
         Raises:
-            InvalidInput: a vector does not fit, or another expert is on the model.
+            InvalidInput: a vector does not fit, or this thread has put another expert on the model.
         """
         self._check_vectors(vectors)
         with self._exclusive(), ExitStack() as removed:
@@ -300,15 +302,22 @@ class DecomposedModel:
                 removed.callback(self._linears[name].register_forward_hook(hook).remove)
             yield
 
+    def plain(self) -> AbstractContextManager[object]:
+        """Let no other thread put an expert on the model while the block runs."""
+        return self._lock
+
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        if self._occupied:
-            raise InvalidInput("there is an expert on this model already; leave its block first.")
-        self._occupied = True
-        try:
-            yield
-        finally:
-            self._occupied = False
+        with self._lock:
+            if self._occupied:
+                raise InvalidInput(
+                    "there is an expert on this model already; leave its block first."
+                )
+            self._occupied = True
+            try:
+                yield
+            finally:
+                self._occupied = False
 
     def _check_vectors(self, vectors: Mapping[str, Tensor]) -> None:
         for name, z in vectors.items():

@@ -12,7 +12,7 @@ import torch
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import check_weights, hash_file
 from dnd_fast.filesystem import require_regular_files
-from dnd_fast.hub import split_revision
+from dnd_fast.hub import LOADING, split_revision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +48,7 @@ def load_transformer(name: str, dtype: torch.dtype | str) -> Transformer:
         name: a folder, or a hub id, of which ``id@revision`` is one revision.
         dtype: the dtype of the weights; ``"auto"`` keeps that of the files.
 
-    Code that comes with a model is never run.
+    Code that comes with a model is never run. Threads that load wait for one another.
 
     Raises:
         InvalidInput: nothing usable is found, weights are missing or not finite, or the packaged
@@ -61,11 +61,12 @@ def load_transformer(name: str, dtype: torch.dtype | str) -> Transformer:
     try:
         if Path(source).is_dir():
             require_regular_files(Path(source))
-        modules_file = _find_modules_file(source, revision)
-        if modules_file is None:
-            loaded = _from_transformers(source, dtype, **hub)
-        else:
-            loaded = _from_sentence_transformers(source, modules_file, dtype, **hub)
+        with LOADING:
+            modules_file = _find_modules_file(source, revision)
+            if modules_file is None:
+                loaded = _from_transformers(source, dtype, **hub)
+            else:
+                loaded = _from_sentence_transformers(source, modules_file, dtype, **hub)
     except Exception as error:  # damaged files make transformers raise nearly any type
         raise InvalidInput(
             f"there is no usable text encoder at {source!r}: {error} For the default encoder "

@@ -12,9 +12,10 @@ and ``"forward"`` of an inverse transform leave this one without a factor.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import cache, lru_cache
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache, wraps
+from threading import Lock
+from typing import Literal, ParamSpec
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from dnd_fast.kernels.fft.tiling import FFTConvPlan, Positions, TileSpan, column
 
 ForwardNorm = Literal["ortho", "backward"]
 InverseNorm = Literal["ortho", "forward"]
+P = ParamSpec("P")
 
 
 def dft_forward(
@@ -164,7 +166,20 @@ def _inverse_width_matrix(
     return (matrix / _divisor(n, norm)).to(device, dtype).contiguous()
 
 
-@cache  # never evicted: CUDA graphs hold its address
+def _computed_once(compute: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Keep every result: CUDA graphs hold its address. Of two threads that ask first, one waits:
+    by :func:`functools.cache` alone each would get its own, and only one would be kept."""
+    kept, lock = cache(compute), Lock()
+
+    @wraps(compute)
+    def asked(*arguments: P.args, **options: P.kwargs) -> Tensor:
+        with lock:
+            return kept(*arguments, **options)
+
+    return asked
+
+
+@_computed_once
 def folded_forward_matrix(
     plan: FFTConvPlan,
     positions: Positions,
@@ -187,7 +202,7 @@ def folded_forward_matrix(
     return _wide_rows(matrix / _divisor(plan.window_size, norm)).to(device, dtype)
 
 
-@cache  # never evicted: CUDA graphs hold its address
+@_computed_once
 def folded_inverse_matrix(
     plan: FFTConvPlan,
     positions: Positions,

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dnd_fast.demo.tasks import EXAMPLES, Split, Task, split_tasks
 from dnd_fast.demo.tokenizer import build_tokenizer
+from dnd_fast.files import atomic_folder
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import GeneratorConfig
 from dnd_fast.lora.batched import TokenizedExample, encode
@@ -174,12 +175,16 @@ def train_generator(
 def save(trained: Trained, folder: Path) -> None:
     """Write ``base``, ``tokenizer``, ``generator`` (MSE, then end to end) and ``generator-mse``.
 
+    Each of the four is old or new at any time.
+
     Weights are in bfloat16. The tokenizer has a folder of its own: beside a Qwen2 config,
     ``AutoTokenizer`` would take it for Qwen2's and replace its rules.
     """
     base: Any = copy.deepcopy(trained.base)
-    base.to(torch.bfloat16).save_pretrained(folder / "base")
-    trained.tokenizer.save_pretrained(folder / "tokenizer")
+    with atomic_folder(folder / "base") as staged:
+        base.to(torch.bfloat16).save_pretrained(staged)
+    with atomic_folder(folder / "tokenizer") as staged:
+        trained.tokenizer.save_pretrained(staged)
     for name, directory in (("mse", "generator-mse"), ("mse+sft", "generator")):
         generator = copy.deepcopy(trained.generators[name]).to(torch.bfloat16)
         generator.save_pretrained(folder / directory)

@@ -85,25 +85,29 @@ class Checkpoints:
             write_safetensors(staged / WEIGHTS_FILE, state.weights)
             write_safetensors(staged / OPTIMIZER_FILE, tensors)
             write_json(staged / STATE_FILE, content)
-        best = self.best(state.phase)
-        for step in self.steps()[: -self.keep]:
-            if step != best:
-                remove_folder(self._path(step))
+        self._remove_older(state.phase)
 
     def latest(self) -> State | None:
-        """Read the newest checkpoint that can be read; None where there is none."""
+        """Read the newest checkpoint that can be read; None where there is none.
+
+        What a process left that was killed while it saved is removed.
+        """
         if self.folder.is_dir():
             sweep(self.folder)
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        for step in reversed(steps):
             path = self._path(step)
             try:
                 content = read_json(path / STATE_FILE)
                 optimizer = read_safetensors(path / OPTIMIZER_FILE, unchecked="warn")
                 weights = read_safetensors(path / WEIGHTS_FILE, unchecked="warn")
                 phase, score, numbers = _entries(content)
-                return State(step, phase, weights, optimizer | numbers, score)
             except (InvalidInput, FileNotFoundError) as error:
                 logger.warning("%s cannot be read, an older one is used: %s", path, error)
+            else:
+                if step == steps[-1]:
+                    self._remove_older(phase)
+                return State(step, phase, weights, optimizer | numbers, score)
         return None
 
     def best(self, phase: int) -> int | None:
@@ -124,6 +128,12 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Return the steps of all checkpoints, in ascending order."""
         return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
+
+    def _remove_older(self, phase: int) -> None:
+        best = self.best(phase)
+        for step in self.steps()[: -self.keep]:
+            if step != best:
+                remove_folder(self._path(step))
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"

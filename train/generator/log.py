@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dnd_fast import json_lines
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_file, parse_json, read_bytes
 from dnd_fast.train.generator.trainer import StepMetrics
@@ -54,8 +54,7 @@ class Log:
             tracker.finish()
 
     def _write(self, values: dict[str, Any]) -> None:
-        with self._file.open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        json_lines.append(self._file, values)
         numbers = {key: value for key, value in values.items() if isinstance(value, float)}
         for tracker in self._trackers:
             tracker.log(numbers, step=values["step"])

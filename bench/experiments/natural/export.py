@@ -30,6 +30,8 @@ PROMPTS = 24  # of each task and kind: three conditions of eight
 def export(folder: Path, seed: int) -> dict[str, list[Task]]:
     """Write all tasks' examples, questions and prompts, and the names of each split's tasks.
 
+    All or nothing.
+
     * ``train/NAME.jsonl``: questions at all levels about training items, with their responses.
       Those of held-out tasks are for oracles, adapters trained on a task's own answers.
     * ``broad/NAME.jsonl``: the same for tasks of the broad skills, which only train.
@@ -57,6 +59,14 @@ def export(folder: Path, seed: int) -> dict[str, list[Task]]:
     if folder.is_dir() and any(folder.iterdir()):
         raise InvalidInput(f"{folder} is not empty; remove it, or give another folder.")
     splits, broad = split_tasks(seed), broad_tasks(seed)
+    with atomic_folder(folder) as staged:
+        _write_all(staged, splits, broad, seed)
+    return {**splits, "broad": broad}
+
+
+def _write_all(
+    folder: Path, splits: Mapping[str, list[Task]], broad: Iterable[Task], seed: int
+) -> None:
     tasks = [task for split in splits.values() for task in split]
     _write(folder / "train", {task: training_examples(task, seed) for task in tasks})
     _write(folder / "broad", {task: training_examples(task, seed) for task in broad})
@@ -83,17 +93,18 @@ def export(folder: Path, seed: int) -> dict[str, list[Task]]:
     _write(folder / "prompts" / "answered", {task: own[task] for task in tasks})
     for kind, prompts in kinds.items():
         _write(folder / "prompts" / kind, prompts)
-    with atomic_folder(folder / "splits") as staged:
-        held_out = [task for split in splits if split != "train" for task in splits[split]]
-        lists = {
-            **splits,
-            "broad": broad,
-            "held-out": held_out,
-            "collected": _collected(splits["train"]),
-        }
-        for split, members in lists.items():
-            (staged / f"{split}.txt").write_text("".join(f"{task.name}\n" for task in members))
-    return {**splits, "broad": broad}
+    (folder / "splits").mkdir()
+    held_out = [task for split in splits if split != "train" for task in splits[split]]
+    lists = {
+        **splits,
+        "broad": broad,
+        "held-out": held_out,
+        "collected": _collected(splits["train"]),
+    }
+    for split, members in lists.items():
+        (folder / "splits" / f"{split}.txt").write_text(
+            "".join(f"{task.name}\n" for task in members)
+        )
 
 
 def training_examples(task: Task, seed: int) -> list[Example]:
@@ -135,8 +146,8 @@ def _prompts(examples: Iterable[Example]) -> list[str]:
 
 def _write(folder: Path, tasks: Mapping[Task, Iterable[Example | str]]) -> None:
     """Write one file a task; a string is a prompt without a response."""
-    with atomic_folder(folder) as staged:
-        for task, entries in tasks.items():
-            rows = ({"prompt": e} if isinstance(e, str) else _row(e) for e in entries)
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (staged / f"{task.name}.jsonl").write_text(text, encoding="utf-8")
+    folder.mkdir(parents=True)
+    for task, entries in tasks.items():
+        rows = ({"prompt": e} if isinstance(e, str) else _row(e) for e in entries)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{task.name}.jsonl").write_text(text, encoding="utf-8")
