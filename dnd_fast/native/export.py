@@ -186,10 +186,14 @@ def _manifest(
         "padding": condition.padding,
         "slice_length": _slice_length(encoder, generator),
         "tokens_per_batch": TOKENS_PER_BATCH,
-        "tokenizer": tokenizer,
+        "tokenizer": {**tokenizer, "embeddings": _embeddings(encoder)},
         "tensors": tensors,
         "adapter_config": layout.adapter_config(),
     }
+
+
+def _embeddings(encoder: TextEncoder) -> int:
+    return cast(nn.Embedding, encoder.model.get_input_embeddings()).num_embeddings
 
 
 def _slice_length(encoder: TextEncoder, generator: Generator) -> int:

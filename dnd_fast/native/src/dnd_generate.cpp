@@ -1,5 +1,6 @@
 /// dnd-generate PROMPTS --generator FOLDER --out ADAPTER [--seed N]
 #include <charconv>
+#include <csignal>
 #include <iostream>
 #include <map>
 #include <new>
@@ -81,6 +82,7 @@ int main(int count, char** arguments) try {
     std::cout << kUsage;
     return 0;
   }
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that grows too large is an error like a full disk
   run(parse(count, arguments));
   return 0;
 } catch (const UsageError& error) {

@@ -27,7 +27,9 @@ Json parse_object(std::string_view text, const std::string& where) {
   };
   try {
     Json parsed = Json::parse(text, shallow);
-    if (!parsed.is_object()) throw Error(where + " holds a " + parsed.type_name() + ", expected an object.");
+    if (!parsed.is_object()) {
+      throw Error(where + " holds JSON of type " + parsed.type_name() + ", expected an object.");
+    }
     return parsed;
   } catch (const Json::exception& error) {
     throw Error(where + " is not valid JSON: " + error.what());
@@ -36,7 +38,7 @@ Json parse_object(std::string_view text, const std::string& where) {
 
 Fields::Fields(const Json& object, std::string where) : object_(object), where_(std::move(where)) {
   if (!object.is_object()) {
-    throw Error(where_ + " is a " + object.type_name() + ", expected an object.");
+    throw Error(where_ + " is of type " + object.type_name() + ", expected an object.");
   }
 }
 

@@ -3,6 +3,8 @@
 #include <ATen/Version.h>
 #include <torch/headeronly/version.h>
 
+#include <set>
+
 #include "dnd_fast/generator.hpp"
 #include "files.hpp"
 #include "json.hpp"
@@ -13,6 +15,14 @@ namespace {
 constexpr std::int64_t kFormatVersion = 1;
 constexpr std::int64_t kLargest = std::int64_t{1} << 31;
 const char* const kFiles[] = {"decoder.pt2", "encoder.pt2", "vocab.txt"};
+
+/// Whether a text is `yes`; it must be `yes` or `no`.
+bool is_first(const Fields& fields, const std::string& key, const std::string& yes,
+              const std::string& no) {
+  const std::string text = fields.text(key);
+  if (text != yes && text != no) fields.refuse(key, "'" + yes + "' or '" + no + "'");
+  return text == yes;
+}
 
 void check_versions(const Fields& fields) {
   if (fields.integer("format_version", 0, kLargest) != kFormatVersion) {
@@ -26,10 +36,7 @@ void check_versions(const Fields& fields) {
 
 /// Compiled code uses the vector instructions of the machine that it was exported on.
 void check_processor(const Fields& fields) {
-  if (fields.text("device") != "cpu" && fields.text("device") != "cuda") {
-    fields.refuse("device", "\"cpu\" or \"cuda\"");
-  }
-  if (fields.text("device") != "cpu") return;
+  if (!is_first(fields, "device", "cpu", "cuda")) return;
   const std::string here = at::get_cpu_capability();
   if (fields.text("cpu_capability") != here) {
     fields.refuse("cpu_capability", here + ", as on this machine; export the generator on one like it");
@@ -51,7 +58,8 @@ void check_files(const Fields& files, const std::filesystem::path& folder) {
 }
 
 TokenizerSettings tokenizer_settings(const Fields& fields) {
-  const auto id = [&](const std::string& key) { return fields.integer(key, 0, kLargest); };
+  const std::int64_t embeddings = fields.integer("embeddings", 1, kLargest);
+  const auto id = [&](const std::string& key) { return fields.integer(key, 0, embeddings - 1); };
   TokenizerSettings settings{
       fields.flag("clean_text"),
       fields.flag("chinese_characters"),
@@ -59,17 +67,18 @@ TokenizerSettings tokenizer_settings(const Fields& fields) {
       fields.flag("lowercase"),
       fields.text("continuation"),
       static_cast<std::size_t>(fields.integer("max_word_length", 1, kLargest)),
+      embeddings,
       id("unknown"),
       id("start"),
       id("end"),
       id("padding"),
-      fields.text("truncation_side") == "left",
+      is_first(fields, "truncation_side", "left", "right"),
       {},
   };
   const Fields special = fields.object("special_tokens");
   for (const auto& [text, value] : special.json().items()) {
     if (text.empty()) throw Error(special.where() + " has an empty token.");
-    settings.special_tokens[text] = special.integer(text, 0, kLargest);
+    settings.special_tokens[text] = special.integer(text, 0, embeddings - 1);
   }
   return settings;
 }
@@ -77,6 +86,7 @@ TokenizerSettings tokenizer_settings(const Fields& fields) {
 /// Matrices that lie one after another, without overlap or gap.
 std::vector<TensorPlace> tensor_places(const Fields& manifest) {
   std::vector<TensorPlace> places;
+  std::set<std::string> names;
   std::int64_t offset = 0;
   for (const Json& entry : manifest.array("tensors")) {
     const Fields fields(entry, manifest.where() + ": tensors[" + std::to_string(places.size()) + "]");
@@ -87,6 +97,7 @@ std::vector<TensorPlace> tensor_places(const Fields& manifest) {
     if (fields.integer("offset", 0, INT64_MAX) != offset) {
       fields.refuse("offset", std::to_string(offset) + ", where the tensor before ends");
     }
+    if (!names.insert(fields.text("name")).second) fields.refuse("name", "another than before");
     places.push_back({fields.text("name"), shape, static_cast<std::size_t>(offset),
                       static_cast<std::size_t>(size)});
     offset += size;
@@ -120,7 +131,7 @@ Manifest Manifest::load(const std::filesystem::path& folder) {
   manifest.prompts = size("prompts");
   manifest.length = size("length");
   manifest.width = size("width");
-  manifest.encode_padding = fields.text("padding") == "encoded";
+  manifest.encode_padding = is_first(fields, "padding", "encoded", "zero");
   manifest.slice_length = size("slice_length");
   manifest.tokens_per_batch = size("tokens_per_batch");
   manifest.tokenizer = tokenizer_settings(fields.object("tokenizer"));

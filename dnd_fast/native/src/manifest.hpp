@@ -14,6 +14,7 @@ struct TokenizerSettings {
   bool clean_text, chinese_characters, strip_accents, lowercase;
   std::string continuation;  ///< before a piece that does not begin its word
   std::size_t max_word_length;
+  std::int64_t embeddings;  ///< of the encoder; all ids are below
   std::int64_t unknown, start, end, padding;
   bool keep_right;  ///< where prompts are truncated: on the left
   std::map<std::string, std::int64_t> special_tokens;

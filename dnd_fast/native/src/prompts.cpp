@@ -110,7 +110,8 @@ std::string prompt_of(const std::string& line, const std::string& where) {
     throw Error(where + ": there is no key 'prompt' in it.");
   }
   if (!record["prompt"].is_string()) {
-    throw Error(where + ": the prompt is a " + record["prompt"].type_name() + ", expected a string.");
+    throw Error(where + ": the prompt is of type " + record["prompt"].type_name() +
+                ", expected a string.");
   }
   return record["prompt"];
 }

@@ -102,12 +102,10 @@ Tokenizer::Tokenizer(const std::filesystem::path& vocabulary, TokenizerSettings 
     pieces_.emplace(content.substr(begin, end - begin), count++);
     begin = end + 1;
   }
-  for (const std::int64_t id :
-       {settings_.unknown, settings_.start, settings_.end, settings_.padding}) {
-    if (id >= count) {
-      throw Error(vocabulary.string() + " has " + std::to_string(count) + " tokens, and id " +
-                  std::to_string(id) + " is used.");
-    }
+  if (count > settings_.embeddings) {
+    throw Error(vocabulary.string() + " has " + std::to_string(count) +
+                " tokens, more than the encoder has embeddings, " +
+                std::to_string(settings_.embeddings) + ".");
   }
   for (const auto& [text, id] : settings_.special_tokens) {
     special_.emplace_back(decode_utf8(text, "a special token"), id);

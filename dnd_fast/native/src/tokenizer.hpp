@@ -14,8 +14,8 @@ namespace dnd_fast {
 
 class Tokenizer {
  public:
-  /// Read vocab.txt, one token a line. Throws Error where it cannot be read, or an id of the settings
-  /// is not in it.
+  /// Read vocab.txt, one token a line. Throws Error where it cannot be read, or has more tokens than
+  /// the encoder has embeddings.
   Tokenizer(const std::filesystem::path& vocabulary, TokenizerSettings settings);
 
   /// The ids of a UTF-8 text, with those that begin and end every text. Throws Error, which calls the
