@@ -1,7 +1,7 @@
 """A generator's export for the native runtime: two compiled packages, a vocabulary, a manifest.
 
-AOTInductor compiles what torch.export traces. It calls no operator that is implemented in Python, so
-the graph of the decoder is made of the plain functions behind them.
+AOTInductor compiles what torch.export traces. It calls no operator that is implemented in Python,
+so the graph of the decoder is made of the plain functions behind them.
 """
 
 from __future__ import annotations

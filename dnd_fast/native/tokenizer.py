@@ -82,6 +82,6 @@ def _frame(tokenizer: PreTrainedTokenizerBase, processor: dict[str, Any]) -> tup
 def _require(tokenizer: object, part: str, found: object, expected: object) -> None:
     if found != expected:
         raise InvalidInput(
-            f"the tokenizer {type(tokenizer).__name__} cannot be exported: its {part} is {found!r}, "
-            f"the native runtime knows {expected!r} only."
+            f"the tokenizer {type(tokenizer).__name__} cannot be exported: its {part} is "
+            f"{found!r}, the native runtime knows {expected!r} only."
         )

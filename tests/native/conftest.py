@@ -75,11 +75,10 @@ def word_piece(vocabulary, **settings):
     backend = Tokenizer(WordPiece(ids, unk_token="[UNK]"))
     backend.normalizer = BertNormalizer(**settings)
     backend.pre_tokenizer = BertPreTokenizer()
-    backend.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")]
-    )
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    frame = [(token, ids[token]) for token in ("[CLS]", "[SEP]")]
+    backend.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
 def tiny_generator(padding="zero", scale="static"):
@@ -111,7 +110,7 @@ def tiny_generator(padding="zero", scale="static"):
 
 @pytest.fixture(scope="session", params=["zero", "encoded"])
 def tiny(request, native, tmp_path_factory):
-    """A tiny generator and its export: two tasks a pass, all convolutions in the transform domain."""
+    """A tiny generator and its export: two tasks a pass, convolutions in the transform domain."""
     generator = tiny_generator(request.param, "border" if request.param == "encoded" else "static")
     plan = generator.decoder.checked_plan("fft", "cached")
     with pytest.MonkeyPatch.context() as patch:
@@ -124,10 +123,10 @@ def tiny(request, native, tmp_path_factory):
 def unloadable(tmp_path):
     """A function that makes an export whose packages are no packages, with any manifest."""
 
-    def make(name="unloadable", tokenizer=None, **changes):
+    def make(name="unloadable", words=None, **changes):
         folder = tmp_path / name
         folder.mkdir()
-        vocabulary, settings = describe_tokenizer(tokenizer or word_piece(WORDS))
+        vocabulary, settings = describe_tokenizer(words or word_piece(WORDS))
         (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in vocabulary))
         for package in ("encoder.pt2", "decoder.pt2"):
             (folder / package).write_bytes(b"no package")
@@ -143,7 +142,7 @@ def unloadable(tmp_path):
             "padding": "zero",
             "slice_length": 8,
             "tokens_per_batch": 16,
-            "tokenizer": {**settings, "embeddings": len(tokenizer or WORDS)},
+            "tokenizer": {**settings, "embeddings": len(words or WORDS)},
             "tensors": [
                 {"name": "a", "shape": [2, 3], "offset": 0},
                 {"name": "b", "shape": [4, 2], "offset": 6},

@@ -35,10 +35,22 @@ def test_unit_tests_under_sanitizers(sanitized):
 
 LIES = {
     "format_version": [(2, "format_version is 2, expected 1; export the generator again")],
-    "torch": [("2.5.1", 'torch is "2.5.1", expected'), (None, "torch is null"), ("", 'torch is ""')],
+    "torch": [
+        ("2.5.1", 'torch is "2.5.1", expected'),
+        (None, "torch is null"),
+        ("", 'torch is ""'),
+    ],
     "device": [("tpu", 'device is "tpu"'), ("cuda", "cannot be loaded")],
-    "cpu_capability": [("AVX1024", 'cpu_capability is "AVX1024"'), (None, "cpu_capability is null")],
-    "batch": [(0, "batch is 0"), (-1, "batch is -1"), (HUGE, f"batch is {HUGE}"), (1e300, "batch is")],
+    "cpu_capability": [
+        ("AVX1024", 'cpu_capability is "AVX1024"'),
+        (None, "cpu_capability is null"),
+    ],
+    "batch": [
+        (0, "batch is 0"),
+        (-1, "batch is -1"),
+        (HUGE, f"batch is {HUGE}"),
+        (1e300, "batch is"),
+    ],
     "prompts": [(1 << 31, "the condition has more than 2^40"), ("8", 'prompts is "8"')],
     "length": [(None, "length is null"), ([], "length is []")],
     "width": [(1.5, "width is 1.5"), (True, "width is true")],
@@ -57,15 +69,21 @@ LIES = {
         ([{"name": "a", "shape": [1 << 30, 1 << 30], "offset": 0}], "more than 2^40 elements"),
         ([{"name": 3, "shape": [1, 1], "offset": 0}], "name is 3"),
         (
-            [{"name": "a", "shape": [2, 3], "offset": 0}, {"name": "b", "shape": [1, 1], "offset": 5}],
+            [
+                {"name": "a", "shape": [2, 3], "offset": 0},
+                {"name": "b", "shape": [1, 1], "offset": 5},
+            ],
             "tensors[1]: offset is 5, expected 6",
         ),
         (
             [{"name": name, "shape": [1, 1], "offset": i} for i, name in enumerate("aa")],
-            "tensors[1]: name is \"a\", expected another than before",
+            'tensors[1]: name is "a", expected another than before',
         ),
     ],
-    "adapter_config": [("{}", "adapter_config is of type string"), (None, "adapter_config is of type")],
+    "adapter_config": [
+        ("{}", "adapter_config is of type string"),
+        (None, "adapter_config is of type"),
+    ],
     "files": [
         ({}, "no key 'decoder.pt2'"),
         ({"decoder.pt2": "00", "encoder.pt2": "00", "vocab.txt": "00"}, "decoder.pt2 is damaged"),
@@ -112,14 +130,17 @@ def test_settings_of_the_tokenizer_that_lie(sanitized, unloadable):
         ("special_tokens", {"x": 1 << 40}, "special_tokens: x is"),
         ("special_tokens", {"x": 18}, "x is 18, expected an integer from 0 to 17"),
     ):
-        folders.append(unloadable(f"{key} {len(folders)}", **{"tokenizer": settings | {key: value}}))
+        folders.append(unloadable(f"{key} {len(folders)}", tokenizer=settings | {key: value}))
         messages.append(message)
     for found, message in zip(results(sanitized, folders), messages, strict=True):
         assert message in found
 
 
 def test_manifests_that_are_none(sanitized, unloadable, tmp_path):
-    folders, messages = [tmp_path / "no", tmp_path], ["there is no exported generator", "generator.json"]
+    folders, messages = (
+        [tmp_path / "no", tmp_path],
+        ["there is no exported generator", "generator.json"],
+    )
     for content, message in (
         (b"", "not valid JSON"),
         (b"[]", "holds JSON of type array"),
@@ -151,7 +172,23 @@ def test_manifests_changed_at_random(sanitized, unloadable):
     """No change makes anything but an error of this runtime."""
     rng = random.Random(0)
     whole = json.loads((unloadable("whole") / "generator.json").read_text())
-    values = [None, True, -1, 0, 2**31, 2**63, HUGE, 1e308, "", "\0", "x" * 999, [], {}, [[0]], {"a": 1}]
+    values = [
+        None,
+        True,
+        -1,
+        0,
+        2**31,
+        2**63,
+        HUGE,
+        1e308,
+        "",
+        "\0",
+        "x" * 999,
+        [],
+        {},
+        [[0]],
+        {"a": 1},
+    ]
     folders = []
     for _ in range(300):
         manifest = copy.deepcopy(whole)
@@ -207,7 +244,9 @@ def test_truncated_packages(sanitized, packages_changed):
         messages.append(f"{name} is damaged: its SHA-256 is")
     for name in ("encoder.pt2", "decoder.pt2"):
         for share in (0.0, 0.5, 0.9, 0.999):
-            folders.append(packages_changed(name, lambda whole, s=share: whole[: int(s * len(whole))]))
+            folders.append(
+                packages_changed(name, lambda whole, s=share: whole[: int(s * len(whole))])
+            )
             messages.append(f"{name} cannot be loaded")
     folders.append(packages_changed("vocab.txt", lambda whole: whole + b"more\n"))
     messages.append("vocab.txt has 19 tokens, more than the encoder has embeddings, 18")
@@ -222,7 +261,11 @@ def test_the_whole_way_under_sanitizers(sanitized, tiny):
 def test_packages_of_another_generator(sanitized, tiny, tmp_path):
     """Shapes that a manifest claims are held to what packages give."""
     folders = []
-    for key, value in (("width", 8), ("prompts", 4), ("tensors", [{"name": "a", "shape": [1, 1], "offset": 0}])):
+    for key, value in (
+        ("width", 8),
+        ("prompts", 4),
+        ("tensors", [{"name": "a", "shape": [1, 1], "offset": 0}]),
+    ):
         folder = tmp_path / key
         shutil.copytree(tiny[1], folder)
         manifest = json.loads((folder / "generator.json").read_text())

@@ -29,7 +29,9 @@ def prompts(tmp_path):
 
 def relative_difference(found, expected):
     assert found.keys() == expected.keys()
-    a, b = (torch.cat([side[key].flatten() for key in expected]).double() for side in (found, expected))
+    a, b = (
+        torch.cat([side[key].flatten() for key in expected]).double() for side in (found, expected)
+    )
     return ((a - b).norm() / b.norm()).item()
 
 
@@ -51,7 +53,8 @@ def test_the_demos_adapters(dnd_generate, demo, prompts, tmp_path, seed):
     assert relative_difference(found.tensors, expected.tensors) < 1e-5
     assert found.config == expected.config
     heads = [
-        (tmp_path / side / "adapter_model.safetensors").read_bytes() for side in ("native", "python")
+        (tmp_path / side / "adapter_model.safetensors").read_bytes()
+        for side in ("native", "python")
     ]
     size = 8 + int.from_bytes(heads[0][:8], "little")
     assert heads[0][:size] == heads[1][:size]
@@ -164,7 +167,10 @@ def test_unusable_prompts(dnd_generate, demo, tmp_path, name):
         (["a.txt", "b.txt"], "PROMPTS is given twice."),
         (["a.txt", "--verbose", "1"], "there is no option --verbose."),
         (["a.txt", "--generator=b", "--out=c", "--seed=1.5"], "--seed is '1.5', expected an int"),
-        (["a.txt", "--generator=b", "--out=c", f"--seed={2**63}"], "expected an integer of 64 bits"),
+        (
+            ["a.txt", "--generator=b", "--out=c", f"--seed={2**63}"],
+            "expected an integer of 64 bits",
+        ),
     ],
 )
 def test_command_lines(dnd_generate, arguments, message):
