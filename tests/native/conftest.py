@@ -84,8 +84,8 @@ def word_piece(vocabulary, **settings):
 def tiny_generator(padding="zero", scale="static"):
     """Prompts of 20 tokens, in slices of 8, and two tokens a matrix, with random weights."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    bert = BertConfig(len(WORDS), intermediate_size=32, max_position_embeddings=8, **sizes)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 8}
+    bert = BertConfig(vocab_size=len(WORDS), num_hidden_layers=2, num_attention_heads=2, **sizes)
     layout = TokenLayout(
         [LoraModule("proj", 12, 8), LoraModule("other", 8, 16)],
         2,

@@ -147,10 +147,11 @@ BAD_PROMPTS = {
 
 
 @pytest.mark.parametrize("name", BAD_PROMPTS)
-def test_unusable_prompts(dnd_generate, demo, tmp_path, name):
+def test_unusable_prompts(dnd_generate, tmp_path, name):
+    """They are read first: whatever the generator is, loading it would be for nothing."""
     content, message = BAD_PROMPTS[name]
     (tmp_path / name).write_bytes(content)
-    result = dnd_generate(tmp_path / name, "--generator", demo, "--out", tmp_path / "new")
+    result = dnd_generate(tmp_path / name, "--generator", tmp_path, "--out", tmp_path / "new")
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
