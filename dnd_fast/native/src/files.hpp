@@ -1,0 +1,37 @@
+/// Files: read whole, hashed, and written so that nothing is half-written.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace dnd_fast {
+
+/// The content of a regular file. Throws Error.
+std::string read_file(const std::filesystem::path& file);
+
+/// The SHA-256 of a file, in hexadecimal digits. Throws Error.
+std::string sha256(const std::filesystem::path& file);
+
+/// A hidden sibling of a folder, whose files become the folder's when it is committed, and which goes
+/// with this object otherwise. Another process never sees half a folder.
+class StagedFolder {
+ public:
+  /// Throws Error where nothing can be written beside `target`.
+  explicit StagedFolder(const std::filesystem::path& target);
+  ~StagedFolder();
+  StagedFolder(const StagedFolder&) = delete;
+  StagedFolder& operator=(const StagedFolder&) = delete;
+
+  /// Write one file, down to the disk: pieces one after another. Throws Error.
+  void write(const std::string& name, const std::vector<std::string_view>& pieces);
+
+  /// A new folder appears by one rename; in an existing one each file is replaced by one.
+  void commit();
+
+ private:
+  std::filesystem::path target_, staged_;
+};
+
+}  // namespace dnd_fast

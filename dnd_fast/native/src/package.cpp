@@ -1,0 +1,75 @@
+#include "package.hpp"
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
+#include <c10/core/InferenceMode.h>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+
+#include <cstring>
+#include <sstream>
+
+#include "dnd_fast/generator.hpp"
+
+namespace dnd_fast {
+namespace {
+
+/// The first line of what libtorch says, without its stack.
+std::string first_line(const std::exception& error) {
+  const std::string text = error.what();
+  return text.substr(0, text.find('\n'));
+}
+
+template <class T>
+at::Tensor view(const Array<T>& array, at::Device device) {
+  // Models do not write to their inputs.
+  auto* values = const_cast<T*>(array.values.data());
+  return at::from_blob(values, array.shape, c10::CppTypeToScalarType<T>::value).to(device);
+}
+
+}  // namespace
+
+struct Package::Model {
+  std::string name;
+  at::Device device;
+  torch::inductor::AOTIModelPackageLoader loader;
+
+  Array<float> run(const std::vector<at::Tensor>& inputs, const std::vector<std::int64_t>& shape) try {
+    const c10::InferenceMode mode;
+    const std::vector<at::Tensor> outputs = loader.run(inputs);
+    if (outputs.size() != 1 || outputs[0].sizes() != shape || outputs[0].scalar_type() != at::kFloat) {
+      std::ostringstream expected;
+      expected << "one tensor " << c10::IntArrayRef(shape) << " of float32";
+      throw Error(name + " is of another generator: it does not give " + expected.str() + ".");
+    }
+    const at::Tensor output = outputs[0].to(at::kCPU).contiguous();
+    const float* values = output.const_data_ptr<float>();
+    return {shape, std::vector<float>(values, values + output.numel())};
+  } catch (const Error&) {
+    throw;
+  } catch (const std::bad_alloc&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw Error(name + " failed, for want of memory perhaps: " + first_line(error));
+  }
+};
+
+Package::Package(const std::filesystem::path& file, const std::string& device) try
+    : model_(new Model{file.string(), at::Device(device),
+                       torch::inductor::AOTIModelPackageLoader(file.string())}) {
+} catch (const std::exception& error) {
+  throw Error(file.string() + " cannot be loaded: " + first_line(error));
+}
+
+Package::Package(Package&&) noexcept = default;
+Package::~Package() = default;
+
+Array<float> Package::run(const Array<float>& input, const std::vector<std::int64_t>& shape) const {
+  return model_->run({view(input, model_->device)}, shape);
+}
+
+Array<float> Package::run(const Array<std::int64_t>& input, const Array<std::int64_t>& other,
+                          const std::vector<std::int64_t>& shape) const {
+  return model_->run({view(input, model_->device), view(other, model_->device)}, shape);
+}
+
+}  // namespace dnd_fast

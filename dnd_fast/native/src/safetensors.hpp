@@ -1,0 +1,23 @@
+/// The safetensors format, for float32: eight bytes that count the header's, a header in JSON, numbers.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "dnd_fast/generator.hpp"
+
+namespace dnd_fast {
+
+/// What goes before the numbers of `order`; byte by byte what Python's safetensors writes.
+std::string safetensors_header(const std::vector<const Tensor*>& order);
+
+/// The order that the numbers of a file lie in: by name.
+std::vector<const Tensor*> safetensors_order(const std::vector<Tensor>& tensors);
+
+/// The tensors in a file's content. Throws Error, which calls the file `where`, unless the header is
+/// sound and the tensors fill the rest exactly, without overlap or gap.
+std::vector<Tensor> parse_safetensors(std::string_view content, const std::string& where);
+
+}  // namespace dnd_fast
