@@ -114,12 +114,15 @@ class DecoderGraph(nn.Module):
     def __init__(self, generator: Generator, plan: DecoderPlan) -> None:
         super().__init__()
         self.run, self.layout = TorchPass(generator.decoder, plan), generator.layout
+        self.whitening = generator.whitening
         self.dtype = generator.decoder.dtype
         for block in self.run.blocks:
             block = cast(PlannedBlock, block)
             block.convolutions = partial(_convolve, cast(PlannedConvolutions, block.convolutions))
 
     def forward(self, condition: Tensor) -> Tensor:
+        if self.whitening is not None:
+            condition = self.whitening(condition)
         tensors = self.layout.detokenize(self.run(condition.to(self.dtype)))
         return torch.cat([tensor.float().flatten(1) for tensor in tensors.values()], dim=1)
 

@@ -82,7 +82,10 @@ def word_piece(vocabulary, **settings):
 
 
 def tiny_generator(padding="zero", scale="static"):
-    """Prompts of 20 tokens, in slices of 8, and two tokens a matrix, with random weights."""
+    """Prompts of 20 tokens, in slices of 8, and two tokens a matrix, with random weights.
+
+    Where padding is zero, embeddings are whitened, which must leave it so.
+    """
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 8}
     bert = BertConfig(vocab_size=len(WORDS), num_hidden_layers=2, num_attention_heads=2, **sizes)
@@ -97,12 +100,16 @@ def tiny_generator(padding="zero", scale="static"):
     shape = (layout.num_tokens, *layout.token_shape)
     generator = Generator(
         GeneratorConfig(
-            ConditionSpec("tiny", prompts=3, length=20, padding=padding),
+            ConditionSpec(
+                "tiny", prompts=3, length=20, padding=padding, whitening=padding == "zero"
+            ),
             DecoderSpec([[3, 20, 16], [5, 9, 10], list(shape)], 5),
             layout.to_dict(),
         ),
         encoder=TextEncoder(BertModel(bert), word_piece(WORDS)),
     )
+    if generator.whitening is not None:
+        generator.whitening.fit(torch.randn(4, 30, 16) * torch.linspace(0.1, 2, 16) + 1)
     if scale == "static":
         generator.layout.set_statistics(torch.randn(shape), torch.rand(shape[0], 1, 1))
     return generator
