@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, wraps
 from threading import Lock
-from typing import Literal, ParamSpec
+from typing import Literal, ParamSpec, cast
 
 import torch
 from torch import Tensor
@@ -169,7 +169,7 @@ def _inverse_width_matrix(
 def _computed_once(compute: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Keep every result: CUDA graphs hold its address. Of two threads that ask first, one waits:
     by :func:`functools.cache` alone each would get its own, and only one would be kept."""
-    kept, lock = cache(compute), Lock()
+    kept, lock = cast("Callable[P, Tensor]", cache(compute)), Lock()
 
     @wraps(compute)
     def asked(*arguments: P.args, **options: P.kwargs) -> Tensor:
