@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from dnd_fast import smollm2
 from dnd_fast.errors import InvalidInput
@@ -55,8 +56,8 @@ def load_base(
     comes with a model is never run. Threads that load wait for one another.
 
     Args:
-        name: ``"smollm2"``, a folder, a ``.gguf`` file or a hub id, of which ``id@revision`` is
-            one revision.
+        name: ``"smollm2"``, a folder, a hub id, of which ``id@revision`` is one revision, or a
+            ``.gguf`` file: its path, or ``name#FILE.gguf`` for one in a folder or on the hub.
         tokenizer: The same for the tokenizer, where it is not the base's own.
         dtype: Dtype of the model's weights. Those of a ``.gguf`` file are dequantised to it.
         device: Device to run it on.
@@ -121,14 +122,15 @@ def check_fits(name: str, recipe: Recipe) -> None:
 
 def resolved(name: str) -> str:
     """Return a folder's or file's absolute path, found from everywhere; other names as they are."""
-    is_path = name != smollm2.NAME and Path(name).exists()
-    return str(Path(name).resolve()) if is_path else name
+    place = _file_in_folder(name)
+    is_path = place != smollm2.NAME and Path(place).exists()
+    return str(Path(place).resolve()) if is_path else name
 
 
 def _find(name: str) -> str:
     """Return the folder, ``.gguf`` file or hub id that a base is loaded from."""
     if name != smollm2.NAME:
-        return name
+        return _file_in_folder(name)
     folder = smollm2.kept_folder()
     if not folder.is_dir():
         file = smollm2.packaged_file()
@@ -137,6 +139,13 @@ def _find(name: str) -> str:
             return smollm2.HUB_ID
         write_base(*load_base(str(file), dtype=torch.bfloat16), folder)
     return str(folder)
+
+
+def _file_in_folder(name: str) -> str:
+    """Return the path that ``FOLDER#FILE.gguf`` means; other names as they are."""
+    folder, mark, file = name.rpartition("#")
+    is_meant = mark and file.endswith(".gguf") and Path(folder).is_dir() and not Path(name).exists()
+    return str(Path(folder, file)) if is_meant else name
 
 
 def _load_config(place: str) -> PretrainedConfig:
@@ -213,11 +222,15 @@ def _source(place: str) -> dict[str, Any]:
             "revision": revision,
             "trust_remote_code": False,
         }
-    file = Path(place).resolve()  # transformers prefers a file of this name in the current folder
-    if not file.is_file():
-        raise FileNotFoundError(f"{place} does not exist or is no file.")
     if find_spec("gguf") is None:
         raise InvalidInput(f"{place} needs the package gguf: pip install 'dnd-fast[smollm2]'")
+    file = Path(place).resolve()  # transformers prefers a file of this name in the current folder
+    if "#" in place and not file.exists():
+        name, _, in_repository = place.rpartition("#")
+        name, revision = split_revision(name)
+        file = Path(cached_file(name, in_repository, revision=revision))
+    elif not file.is_file():
+        raise FileNotFoundError(f"{place} does not exist or is no file.")
     return {
         "pretrained_model_name_or_path": str(file.parent),
         "gguf_file": str(file),

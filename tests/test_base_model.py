@@ -215,6 +215,45 @@ def test_a_gguf_file(gguf, tmp_path, monkeypatch):
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
 
 
+def test_a_gguf_file_in_a_folder(gguf, tmp_path, monkeypatch):
+    """Of several; a file that has the mark in its own name is found, too."""
+    other = write_gguf(tmp_path / "other.gguf", seed=1)
+    marked = write_gguf(tmp_path / "a#b.gguf", seed=2)
+    for file, name in (
+        (gguf, f"{tmp_path}#tiny.gguf"),
+        (other, f"{tmp_path}#other.gguf"),
+        (marked, f"{tmp_path}/a#b.gguf"),
+    ):
+        expected, found = (load_base(each)[0].state_dict() for each in (str(file), name))
+        assert all(found[key].equal(value) for key, value in expected.items())
+        assert load_config(name).name_or_path == resolved(name) == str(file)
+    monkeypatch.chdir(tmp_path)
+    assert resolved(".#tiny.gguf") == str(gguf)
+    with pytest.raises(FileNotFoundError, match=r"none\.gguf does not exist"):
+        load_base(f"{tmp_path}#none.gguf")
+    with pytest.raises(OSError, match="nowhere"):
+        load_base("nowhere#tiny.gguf")
+
+
+def test_a_gguf_file_on_the_hub(gguf, tmp_path, monkeypatch):
+    """One file of a repository, whatever lies in the current folder."""
+    asked = []
+
+    def fetch(name, file, *, revision):
+        asked.append((name, file, revision))
+        return str(gguf)
+
+    monkeypatch.setattr("dnd_fast.base_model.cached_file", fetch)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write_gguf("tiny.gguf", seed=1)
+    model, _ = load_base("org/name@v1#tiny.gguf")
+    assert set(asked) == {("org/name", "tiny.gguf", "v1")}
+    assert model.config.name_or_path == resolved("org/name@v1#tiny.gguf") == "org/name@v1#tiny.gguf"
+    for key, value in load_base(str(gguf))[0].state_dict().items():
+        assert model.state_dict()[key].equal(value)
+
+
 def test_the_tokenizer_of_a_gguf_file(gguf, tmp_path):
     base, tokenizer = save_base("llama", tmp_path)
     assert load_base(base, str(gguf))[1].name_or_path == str(gguf)

@@ -112,3 +112,15 @@ def test_the_tree_of_the_architecture_is_the_tree():
     }
     assert not missing
     assert modules <= named
+
+
+def test_what_holds_a_promise_is_there():
+    """Every test that the page of promises names."""
+    file, found = None, 0
+    for path, name in re.findall(r"`([\w/]+\.py)?(?:::(\w+))?`", TEXTS["docs/reliability.md"]):
+        file = ROOT / "tests" / path if path else file
+        assert file.is_file(), path
+        found += 1
+        if name:
+            assert f"def {name}(" in file.read_text(encoding="utf-8"), f"{file}::{name}"
+    assert found > 20

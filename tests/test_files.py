@@ -1,48 +1,30 @@
-"""Files: all or nothing when writing, damage named when reading."""
+"""Files and folders: all or nothing when writing, damage named when reading."""
 
 import errno
 import os
-import pickle
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-import dnd_fast
-from dnd_fast import Generator, InvalidInput, TextEncoder, files
-from dnd_fast import generator as generator_module
-from dnd_fast.convert import load_decoder
+from dnd_fast import InvalidInput, files
 from dnd_fast.files import (
     atomic_file,
     atomic_folder,
     locked,
     read_json,
-    read_metadata,
     read_safetensors,
     read_unchanged,
     remove_folder,
     write_json,
-    write_safetensors,
 )
 from dnd_fast.filesystem import TEMPORARY
-from dnd_fast.lora.adapter import Adapter
 
-from .bad_input import (
-    FOLDER,
-    GONE,
-    PROMPTS,
-    contents,
-    damaged,
-    disk_full,
-    disk_full_at_sync,
-    fails,
-    run,
-)
+from .bad_input import contents
 
 
 def texts(folder):
@@ -148,20 +130,6 @@ def test_json(tmp_path):
             read_json(file)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "b.json")
-
-
-def test_safetensors(tmp_path):
-    """Every possible truncation is noticed."""
-    file = tmp_path / "a.safetensors"
-    save_file({"x": torch.arange(3.0)}, file)
-    assert torch.equal(read_safetensors(file)["x"], torch.arange(3.0))
-    whole = file.read_bytes()
-    for length in range(len(whole)):
-        file.write_bytes(whole[:length])
-        with pytest.raises(InvalidInput, match="truncated"):
-            read_safetensors(file)
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        read_safetensors(tmp_path / "b.safetensors")
 
 
 def test_what_a_killed_writer_has_left_goes_with_the_next_write(tmp_path):
@@ -380,67 +348,6 @@ def test_a_reader_never_sees_a_mixture(tmp_path):
         read_unchanged(tmp_path / "none", read)
 
 
-def test_every_flipped_bit_is_noticed(tmp_path):
-    """Or changes nothing, as in the header's blanks."""
-    file = tmp_path / "a.safetensors"
-    tensors = {"x": torch.arange(3.0), "y": torch.ones(2, 2, dtype=torch.bfloat16)}
-    write_safetensors(file, tensors, {"step": "7"})
-    whole = file.read_bytes()
-    refused = 0
-    for position in range(len(whole)):
-        for bit in (0, 5):
-            flipped = bytes([whole[position] ^ (1 << bit)])
-            file.write_bytes(whole[:position] + flipped + whole[position + 1 :])
-            try:
-                found = read_safetensors(file)
-            except InvalidInput:
-                refused += 1
-            else:
-                assert found.keys() == tensors.keys()
-                assert all(torch.equal(found[key], value) for key, value in tensors.items())
-    assert refused > 1.5 * len(whole)
-
-
-@pytest.mark.parametrize("name", ["x", 'a "quoted" \\ name', "é\u2028\x1f\x7f"])
-def test_equal_content_is_equal_bytes(tmp_path, name):
-    """And stays readable, whatever JSON makes of the names."""
-    file, written = tmp_path / "a.safetensors", set()
-    for _ in range(8):
-        texts = {"one": name, "two": "2", "three": "3"}
-        write_safetensors(file, {name: torch.arange(3.0)}, texts)
-        assert read_metadata(file).items() >= texts.items()
-        assert read_safetensors(file, unchecked="refuse")[name].tolist() == [0, 1, 2]
-        written.add(file.read_bytes())
-    assert len(written) == 1
-
-
-def test_files_without_a_checksum(tmp_path):
-    """Those of others are as good as ours; of our own earlier ones, there is a warning."""
-    file = tmp_path / "a.safetensors"
-    save_file({"x": torch.ones(1)}, file)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        read_safetensors(file)
-    with pytest.warns(UserWarning, match=r"a\.safetensors comes from an earlier version"):
-        read_safetensors(file, unchecked="warn")
-    with pytest.raises(InvalidInput, match="no checksum"):
-        read_safetensors(file, unchecked="refuse")
-
-
-def test_a_flipped_bit_of_a_weight(good, tmp_path):
-    """The value stays finite; once it was used."""
-
-    def flip(whole):
-        return whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:]
-
-    for load, folder, name in (
-        (Adapter.load, "adapter", "adapter_model.safetensors"),
-        (Generator.from_pretrained, "generator", "model.safetensors"),
-    ):
-        copied = damaged(good.folder / folder, tmp_path / folder, name, flip)
-        fails(f"{name} is damaged: its content does not have the SHA-256", load, copied)
-
-
 def test_what_is_no_regular_file(tmp_path):
     """A pipe would be waited for without end, a device read without end."""
     os.mkfifo(tmp_path / "pipe")
@@ -453,135 +360,3 @@ def test_what_is_no_regular_file(tmp_path):
         file.truncate(1 << 40)
     with pytest.raises(InvalidInput, match="has 1099511627776 bytes; at most"):
         read_json(tmp_path / "huge")
-
-
-def test_texts_beside_tensors(tmp_path):
-    path = tmp_path / "a.safetensors"
-    write_safetensors(path, {"x": torch.arange(3.0)}, {"step": "7"})
-    assert read_metadata(path)["step"] == "7"
-    assert read_safetensors(path)["x"].tolist() == [0, 1, 2]
-    path.write_bytes(path.read_bytes()[:9])
-    with pytest.raises(InvalidInput, match=r"a\.safetensors is truncated"):
-        read_metadata(path)
-
-
-DAMAGED_JSON = {
-    "missing": (GONE, "{name}", FileNotFoundError),
-    "a folder": (FOLDER, "{name}", OSError),
-    "empty": (b"", "{name} is not valid JSON", InvalidInput),
-    "cut off": (lambda whole: whole[:-3], "{name} is not valid JSON", InvalidInput),
-    "latin-1": ('{"a": "é"}'.encode("latin-1"), "{name} is not valid JSON", InvalidInput),
-    "too deep": (b"[" * 100_000, "{name} is not valid JSON", InvalidInput),
-    "no object": (b"[1]", "{name} holds a list, expected an object", InvalidInput),
-}
-DAMAGED_WEIGHTS = {
-    "missing": (GONE, "{name}", FileNotFoundError),
-    "a folder": (FOLDER, "{name}", FileNotFoundError),
-    "empty": (b"", "{name} is truncated or not a safetensors", InvalidInput),
-    "cut off": (lambda whole: whole[:-1], "{name} is truncated", InvalidInput),
-    "cut off in the header": (lambda whole: whole[:100], "{name} is truncated", InvalidInput),
-    "zeros": (bytes(1000), "{name} is truncated or not a safetensors", InvalidInput),
-    "a pickle": (pickle.dumps({"a": 1}), "{name} is truncated or not a safetensors", InvalidInput),
-}
-
-
-@pytest.mark.parametrize(
-    ("load", "folder", "name", "damage", "message", "error"),
-    [
-        pytest.param(load, folder, name, *case, id=f"{folder}'s {name}: {how}")
-        for load, folder, name, table in (
-            (Adapter.load, "adapter", "adapter_config.json", DAMAGED_JSON),
-            (Adapter.load, "adapter", "adapter_model.safetensors", DAMAGED_WEIGHTS),
-            (Generator.from_pretrained, "generator", "config.json", DAMAGED_JSON),
-            (Generator.from_pretrained, "generator", "model.safetensors", DAMAGED_WEIGHTS),
-        )
-        for how, case in table.items()
-    ],
-)
-def test_damaged_files(good, tmp_path, load, folder, name, damage, message, error):
-    load(good.folder / folder)  # fine before
-    copied = damaged(good.folder / folder, tmp_path / "damaged", name, damage)
-    assert str(copied) in fails(message.format(name=name), load, copied, error=error)
-
-
-def test_missing_folders(good, tmp_path):
-    """A file is not a folder either."""
-    adapter, generator = good.folder / "adapter", good.folder / "generator"
-    for path in (tmp_path / "a" / "b", adapter / "adapter_config.json"):
-        fails(f"no adapter folder at {path}", Adapter.load, path, error=FileNotFoundError)
-    for path in (tmp_path / "a" / "b", generator / "config.json"):
-        message = f"no generator folder '{path}'"
-        fails(message, Generator.from_pretrained, path, error=FileNotFoundError)
-        fails(message, dnd_fast.generate, PROMPTS, path, error=FileNotFoundError)
-    fails("config.json is missing", Generator.from_pretrained, adapter, error=FileNotFoundError)
-    path = tmp_path / "a" / "b"
-    fails(f"no usable text encoder at '{path}'", TextEncoder.from_pretrained, path)
-    for path in (tmp_path / "a.pth", tmp_path):
-        fails(f"no checkpoint at {path}", load_decoder, path, error=FileNotFoundError)
-
-
-def write_adapter(good, path):
-    good.adapter.save(path)
-
-
-def write_generator(good, path):
-    good.generator.save_pretrained(path)
-
-
-def write_by_command(good, path):
-    (path.parent / "task.txt").write_text("\n".join(PROMPTS))
-    arguments = ["generate", path.parent / "task.txt", "--generator", good.folder / "generator"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generator_module.TextEncoder, "from_pretrained", lambda name: good.encoder)
-        code, found = run(patch, *arguments, "--out", path)
-    (path.parent / "task.txt").unlink()
-    if code:
-        assert found.startswith("error: ")
-        raise OSError(found)
-
-
-WRITERS = {
-    "adapter": (write_adapter, Adapter.load, "adapter_model.safetensors"),
-    "generator": (write_generator, Generator.from_pretrained, "model.safetensors"),
-    "command": (write_by_command, Adapter.load, "adapter_config.json"),
-}
-
-
-@pytest.mark.parametrize(("write", "load", "name"), WRITERS.values(), ids=WRITERS)
-@pytest.mark.parametrize("full", [disk_full, disk_full_at_sync])
-def test_a_full_disk(good, tmp_path, write, load, name, full):
-    """Neither half of a new folder, nor a damaged old one, nor a temporary one."""
-    old = tmp_path / "old"
-    shutil.copytree(good.folder / ("generator" if write is write_generator else "adapter"), old)
-    (old / name).with_suffix(".bak").write_bytes(b"mine")
-    before = contents(tmp_path)
-    for target in (old, tmp_path / "new"):
-        with full(), pytest.raises(OSError, match=r"too large|No space left"):
-            write(good, target)
-        assert contents(tmp_path) == before
-    load(old)
-    write(good, tmp_path / "new")  # with room again
-    load(tmp_path / "new")
-
-
-@pytest.mark.parametrize(("write", "load", "name"), WRITERS.values(), ids=WRITERS)
-def test_something_in_the_way(good, tmp_path, write, load, name):
-    """A file for the folder, a file for its parent, a folder for one of its files."""
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "taken" / name).mkdir(parents=True)
-    before = contents(tmp_path)
-    for target, message in (
-        (tmp_path / "file", "file is a file; give a folder"),
-        (tmp_path / "file" / "new", "task.txt" if write is write_by_command else "is a file; give"),
-        (tmp_path / "taken", f"{name} is a folder; move it away"),
-    ):
-        with pytest.raises(OSError, match=message):
-            write(good, target)
-        assert contents(tmp_path) == before
-
-
-def test_what_json_does_not_have(good, tmp_path):
-    """PEFT's own configurations hold sets."""
-    adapter = Adapter(good.adapter.tensors, good.adapter.config | {"target_modules": {"q_proj"}})
-    fails("adapter_config.json cannot hold this: .*set", adapter.save, tmp_path / "new")
-    assert contents(tmp_path) == {}

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import triton
@@ -42,16 +42,7 @@ def config(
     """
     if device.type != "cuda" or triton.knobs.runtime.interpret:
         return candidates[0]
-    fields, kind = _fields(device, kernel, problem), type(candidates[0])
-    if fields is None:
-        return candidates[0]
-    try:
-        return kind(**fields)
-    except TypeError as error:
-        raise ValueError(
-            f"{TABLES.path(device)} has {fields} for {key(kernel, problem)!r}, which is no "
-            f"{kind.__name__} ({error}); tune that device again."
-        ) from error
+    return cast(C, _tuned(candidates[0], device, kernel, problem))
 
 
 def key(kernel: str, problem: Sequence[int | str | torch.dtype]) -> str:
@@ -81,11 +72,26 @@ def load_table(device: torch.device) -> Mapping[str, Mapping[str, Any]]:
 def forget_tables() -> None:
     """Read tables anew, because they have changed."""
     load_table.cache_clear()
-    _fields.cache_clear()
+    _tuned.cache_clear()
 
 
 @lru_cache(maxsize=4096)
-def _fields(
-    device: torch.device, kernel: str, problem: tuple[int | str | torch.dtype, ...]
-) -> Mapping[str, Any] | None:
-    return load_table(device).get(key(kernel, problem))
+def _tuned(
+    default: Any, device: torch.device, kernel: str, problem: tuple[int | str | torch.dtype, ...]
+) -> Any:
+    table, name, kind = load_table(device), key(kernel, problem), type(default)
+    if name not in table:
+        return default
+    fields = table[name]
+    try:
+        found = kind(**fields)
+        for field, value in fields.items():
+            expected = type(getattr(default, field))
+            if type(value) is not expected:
+                raise TypeError(f"{field} is {value!r}, expected {expected.__name__}")
+    except TypeError as error:
+        raise ValueError(
+            f"{TABLES.path(device)} has {fields} for {name!r}, which is no {kind.__name__} "
+            f"({error}); tune that device again."
+        ) from error
+    return found

@@ -69,7 +69,19 @@ def test_only_a_gpu_has_a_table(table, caplog, monkeypatch, interpret):
 
 
 @interpreted
-@pytest.mark.parametrize("fields", [{"block_m": 64}, asdict(OTHER) | {"tma": True}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"block_m": 64},
+        asdict(OTHER) | {"tma": True},
+        asdict(OTHER) | {"block_m": "64"},
+        asdict(OTHER) | {"num_warps": 4.0},
+        asdict(OTHER) | {"num_stages": True},
+        asdict(OTHER) | {"block_k": None},
+        [64],
+        None,
+    ],
+)
 def test_a_damaged_table_is_named(table, fields):
     table({"dft_forward float16 plain 256x64": fields})
     with pytest.raises(
