@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dnd_fast.decoder.convolutions import PlannedConvolutions, convolutions_of
 from dnd_fast.kernels.fft.weight import TransformedWeight, transform_weight
 from dnd_fast.kernels.planner.cost_model import DecoderPlan
-from dnd_fast.kernels.reference import CONVOLUTIONS, hyper_conv_block
+from dnd_fast.kernels.reference import CONVOLUTIONS, Convolve, hyper_conv_block
 
 if TYPE_CHECKING:
     from dnd_fast.decoder.model import HyperConvBlock, HyperConvDecoder
@@ -61,6 +61,7 @@ class PlannedBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.convolutions = convolutions
+        self.convolve: Convolve = convolutions  # an export puts plain functions here
         self.kernel_size = block.a_width.kernel_size[0]
         assert block.layerwise.bias is not None
         self.tensors: dict[str, Tensor | TransformedWeight] = {
@@ -77,4 +78,4 @@ class PlannedBlock(nn.Module):
             self.tensors[name] = weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return hyper_conv_block(x, **self.tensors, convolve=self.convolutions)
+        return hyper_conv_block(x, **self.tensors, convolve=self.convolve)

@@ -33,6 +33,8 @@ from dnd_fast.text.encoder import TOKENS_PER_BATCH, TextEncoder
 from dnd_fast.text.prompt_encoder import move
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from dnd_fast.generator import Generator
 
 FORMAT_VERSION = 1
@@ -117,8 +119,8 @@ class DecoderGraph(nn.Module):
         self.whitening = generator.whitening
         self.dtype = generator.decoder.dtype
         for block in self.run.blocks:
-            block = cast(PlannedBlock, block)
-            block.convolutions = partial(_convolve, cast(PlannedConvolutions, block.convolutions))
+            planned = cast(PlannedBlock, block)
+            planned.convolve = partial(_convolve, planned.convolutions)
 
     def forward(self, condition: Tensor) -> Tensor:
         if self.whitening is not None:
@@ -196,7 +198,8 @@ def _manifest(
 
 
 def _embeddings(encoder: TextEncoder) -> int:
-    return cast(nn.Embedding, encoder.model.get_input_embeddings()).num_embeddings
+    model = cast("PreTrainedModel", encoder.model)
+    return cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
 
 
 def _slice_length(encoder: TextEncoder, generator: Generator) -> int:

@@ -72,7 +72,9 @@ def test_refusals(tmp_path, monkeypatch):
         patch.setattr(generator, "_encoder", glove)
         fails("'tiny' cannot be exported: it is a GloveEncoder", export, generator, out)
     with monkeypatch.context() as patch:
-        patch.setattr(generator, "layout", SvfLayout.__new__(SvfLayout))
+        layout = SvfLayout.__new__(SvfLayout)
+        torch.nn.Module.__init__(layout)
+        patch.setattr(generator, "layout", layout)
         fails("a generator with a SvfLayout cannot be exported", export, generator, out)
     (tmp_path / "file").write_text("mine")
     fails("is a file", export, generator, tmp_path / "file", error=OSError)

@@ -2,15 +2,28 @@
 
 import copy
 import hashlib
+import io
 import json
 import os
 import random
 import shutil
 import subprocess
+import zipfile
+from pathlib import Path
 
 import pytest
 
 HUGE = 18446744073709551615
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    """Packages are unpacked here, and nothing of them stays."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield
+    assert not list(folder.iterdir())
 
 
 def results(sanitized, folders):
@@ -252,6 +265,19 @@ def test_truncated_packages(sanitized, packages_changed):
     messages.append("vocab.txt has 19 tokens, more than the encoder has embeddings, 18")
     for found, message in zip(results(sanitized, folders), messages, strict=True):
         assert message in found
+
+
+def test_names_within_a_package_that_lead_out_of_it(sanitized, packages_changed, tmp_path):
+    def with_escape(whole):
+        file = io.BytesIO(whole)
+        with zipfile.ZipFile(file, "a") as package:
+            package.writestr("decoder/data/../../../../../../../tmp/escaped", b"x")
+        return file.getvalue()
+
+    (found,) = results(sanitized, [packages_changed("decoder.pt2", with_escape)])
+    assert "decoder.pt2 cannot be loaded" in found
+    assert "tmp/escaped' in it leads out of it" in found
+    assert not Path("/tmp/escaped").exists()
 
 
 def test_the_whole_way_under_sanitizers(sanitized, tiny):

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 
@@ -83,6 +84,24 @@ std::string sha256(const fs::path& file) {
     for (const int digit : {digest[i] >> 4, digest[i] & 15}) hexadecimal += "0123456789abcdef"[digit];
   }
   return hexadecimal;
+}
+
+void write_file(const fs::path& file, std::string_view content) {
+  std::error_code failed;
+  fs::create_directories(file.parent_path(), failed);
+  if (failed) fail(file, "cannot be written", failed.value());
+  File(file, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC).write(content);
+}
+
+TemporaryFolder::TemporaryFolder() {
+  std::string name = (fs::temp_directory_path() / "dnd_fast.XXXXXX").string();
+  if (!::mkdtemp(name.data())) fail(name, "cannot be made", errno);
+  path_ = name;
+}
+
+TemporaryFolder::~TemporaryFolder() {
+  std::error_code ignored;
+  fs::remove_all(path_, ignored);
 }
 
 StagedFolder::StagedFolder(const fs::path& target) {

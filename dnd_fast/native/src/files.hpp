@@ -14,6 +14,24 @@ std::string read_file(const std::filesystem::path& file);
 /// The SHA-256 of a file, in hexadecimal digits. Throws Error.
 std::string sha256(const std::filesystem::path& file);
 
+/// Write a new file, and the folders that it lies in. Throws Error.
+void write_file(const std::filesystem::path& file, std::string_view content);
+
+/// A new folder among the system's temporary ones, which goes with this object.
+class TemporaryFolder {
+ public:
+  /// Throws Error.
+  TemporaryFolder();
+  ~TemporaryFolder();
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
 /// A hidden sibling of a folder, whose files become the folder's when it is committed, and which goes
 /// with this object otherwise. Another process never sees half a folder.
 class StagedFolder {

@@ -3,12 +3,14 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/from_blob.h>
 #include <c10/core/InferenceMode.h>
+#include <caffe2/serialize/inline_container.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
-#include <cstring>
+#include <algorithm>
 #include <sstream>
 
 #include "dnd_fast/generator.hpp"
+#include "files.hpp"
 
 namespace dnd_fast {
 namespace {
@@ -26,12 +28,32 @@ at::Tensor view(const Array<T>& array, at::Device device) {
   return at::from_blob(values, array.shape, c10::CppTypeToScalarType<T>::value).to(device);
 }
 
+/// Unpack a package. libtorch would do so itself, but leave the files where loading fails, and write
+/// them wherever their names lead.
+const std::filesystem::path& unpack(const std::filesystem::path& file,
+                                    const std::filesystem::path& folder) {
+  caffe2::serialize::PyTorchStreamReader reader(file.string());
+  for (const std::string& name : reader.getAllRecords()) {
+    const std::filesystem::path place = name;
+    if (place.is_absolute() || std::count(place.begin(), place.end(), "..")) {
+      throw Error("the name of '" + name + "' in it leads out of it.");
+    }
+    const auto [data, size] = reader.getRecord(name);
+    write_file(folder / place, {static_cast<const char*>(data.get()), size});
+  }
+  return folder;
+}
+
 }  // namespace
 
 struct Package::Model {
   std::string name;
   at::Device device;
+  TemporaryFolder folder;
   torch::inductor::AOTIModelPackageLoader loader;
+
+  Model(const std::filesystem::path& file, const std::string& device_name)
+      : name(file.string()), device(device_name), loader(unpack(file, folder.path()).string()) {}
 
   Array<float> run(const std::vector<at::Tensor>& inputs, const std::vector<std::int64_t>& shape) try {
     const c10::InferenceMode mode;
@@ -54,8 +76,9 @@ struct Package::Model {
 };
 
 Package::Package(const std::filesystem::path& file, const std::string& device) try
-    : model_(new Model{file.string(), at::Device(device),
-                       torch::inductor::AOTIModelPackageLoader(file.string())}) {
+    : model_(std::make_unique<Model>(file, device)) {
+} catch (const std::bad_alloc&) {
+  throw;
 } catch (const std::exception& error) {
   throw Error(file.string() + " cannot be loaded: " + first_line(error));
 }
