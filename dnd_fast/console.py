@@ -12,7 +12,7 @@ from rich.console import Console
 console = Console()
 BASE_HELP = "'smollm2', a folder, a hub id (id@revision), or a .gguf file (FOLDER-OR-ID#FILE.gguf)."
 DATA_HELP = ".jsonl, .json, .csv or .parquet; '-' is standard input."
-GENERATOR_HELP = "'demo', a folder, or a hub id (id@revision)."
+GENERATOR_HELP = "'demo', 'smollm2', a folder, or a hub id (id@revision)."
 
 
 class Impl(StrEnum):

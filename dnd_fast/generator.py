@@ -314,7 +314,7 @@ class Generator(
         """Load a generator: one that comes with the package, or from a folder or the hub.
 
         Args:
-            pretrained_model_name_or_path: ``"demo"``, a folder, or a hub id; of that
+            pretrained_model_name_or_path: ``"demo"``, ``"smollm2"``, a folder, or a hub id; of that
                 ``id@revision`` is one revision.
             encoder: a text encoder to use instead of the one that the config names.
             dtype: of the decoder's weights in memory, whatever it is on disk.
@@ -385,8 +385,8 @@ def generate(
     Args:
         prompts: a list of strings, or a ``.txt`` or ``.jsonl`` file; see
             :meth:`Generator.generate`.
-        generator: ``"demo"``, a folder, a hub id, or a loaded generator (keep one to call often),
-            which is not changed.
+        generator: ``"demo"``, ``"smollm2"``, a folder, a hub id, or a loaded generator (keep one to
+            call often), which is not changed.
         device: where to run; by default where the generator is, and for one that is loaded here a
             CUDA device if there is one.
         impl, compile: how the decoder runs; see

@@ -26,7 +26,7 @@ SHIPPED = {
     ),
     "smollm2": (
         PACKAGE / "generators" / "smollm2",
-        "it does not come with this version yet; docs/real-model.md says how to train it",
+        "install dnd-fast again, or train it as docs/real-model.md says",
     ),
 }
 CONFIG_FILE = "config.json"

@@ -31,8 +31,8 @@ def missing() -> str | None:
         find_files(smollm2.NAME)
     except FileNotFoundError:
         return (
-            f"no generator for {smollm2.HUB_ID} comes with this version yet; docs/real-model.md "
-            "says how to train one."
+            f"the generator for {smollm2.HUB_ID} is missing from this installation; install "
+            "dnd-fast again."
         )
     if smollm2.is_available():
         return None

@@ -121,7 +121,7 @@ class EvalTarget:
         """Take a generator that no run is known of: all not held out counts as trained on.
 
         Args:
-            generator: "demo", a folder or a hub id.
+            generator: "demo", "smollm2", a folder or a hub id.
             collection: Folder of the collection.
             hold_out: Names, patterns, or ``@FILE`` with one name a line.
 

@@ -40,7 +40,7 @@ def test_what_is_missing(monkeypatch, tmp_path):
     generator = tmp_path / "generator"
     monkeypatch.setitem(SHIPPED, "smollm2", (generator, SHIPPED["smollm2"][1]))
     monkeypatch.setattr(smollm2, "is_available", lambda: False)
-    assert "comes with this version yet; docs/real-model.md" in real.missing()
+    assert "is missing from this installation; install dnd-fast again" in real.missing()
     generator.mkdir()
     for name in ("config.json", "model.safetensors"):
         (generator / name).touch()
