@@ -82,8 +82,10 @@ def export(
         )
     vocabulary, tokenizer = describe_tokenizer(encoder.tokenizer)
     with atomic_folder(out) as folder:
-        _compile(_export_encoder(encoder, generator), folder / ENCODER_FILE)
-        _compile(_export_decoder(generator, batch), folder / DECODER_FILE)
+        takes = f"up to {_slice_length(encoder, generator)} ids below {_embeddings(encoder)}"
+        _compile(_export_encoder(encoder, generator), folder / ENCODER_FILE, takes)
+        takes = f"conditions {' x '.join(map(str, (batch, *generator.decoder.condition_shape)))}"
+        _compile(_export_decoder(generator, batch), folder / DECODER_FILE, takes)
         text = "".join(f"{token}\n" for token in vocabulary)
         (folder / VOCABULARY_FILE).write_text(text, encoding="utf-8", newline="\n")
         files = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
@@ -161,11 +163,15 @@ def _export_decoder(generator: Generator, batch: int) -> ExportedProgram:
     return torch.export.export(graph, (condition,))
 
 
-def _compile(program: ExportedProgram, file: Path) -> None:
+def _compile(program: ExportedProgram, file: Path, takes: str) -> None:
+    """``takes`` says what the package's inputs are, which compiled code does not check."""
     from torch._inductor.exc import InvalidCxxCompiler
 
+    options = {"aot_inductor.metadata": {"takes": takes}}
     try:
-        torch._inductor.aoti_compile_and_package(program, package_path=str(file))
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(file), inductor_configs=options
+        )
     except InvalidCxxCompiler as error:
         raise InvalidInput(f"exporting needs a C++ compiler, such as g++: {error}") from error
 

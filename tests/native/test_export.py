@@ -61,21 +61,17 @@ def test_exporting_leaves_the_generator_as_it_was(tiny):
     torch.testing.assert_close(planned, generator.forward(condition), rtol=1e-4, atol=1e-5)
 
 
-def test_refusals(tmp_path, monkeypatch):
+def test_refusals(tmp_path):
     generator = tiny_generator()
     out = tmp_path / "new"
     fails("batch=0: it must be a positive integer", export, generator, out, batch=0)
     fails("device='nonsense' cannot be used", export, generator, out, device="nonsense")
-    with monkeypatch.context() as patch:
-        table = {"the": torch.ones(16), "tea": torch.zeros(16)}
-        glove = GloveEncoder(list(table), torch.stack(list(table.values())))
-        patch.setattr(generator, "_encoder", glove)
-        fails("'tiny' cannot be exported: it is a GloveEncoder", export, generator, out)
-    with monkeypatch.context() as patch:
-        layout = SvfLayout.__new__(SvfLayout)
-        torch.nn.Module.__init__(layout)
-        patch.setattr(generator, "layout", layout)
-        fails("a generator with a SvfLayout cannot be exported", export, generator, out)
+    words = {"the": torch.ones(16), "tea": torch.zeros(16)}
+    generator._encoder = GloveEncoder(list(words), torch.stack(list(words.values())))
+    fails("'tiny' cannot be exported: it is a GloveEncoder", export, generator, out)
+    generator.layout = SvfLayout.__new__(SvfLayout)
+    fails("a generator with a SvfLayout cannot be exported", export, generator, out)
+    generator = tiny_generator()
     (tmp_path / "file").write_text("mine")
     fails("is a file", export, generator, tmp_path / "file", error=OSError)
     assert contents(tmp_path) == {"file": b"mine"}

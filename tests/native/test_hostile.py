@@ -69,7 +69,11 @@ LIES = {
     "width": [(1.5, "width is 1.5"), (True, "width is true")],
     "padding": [(3, "padding is 3"), ("left", 'padding is "left"')],
     "slice_length": [(0, "slice_length is 0")],
-    "tokenizer": [([], "tokenizer is of type array"), ({}, "no key 'clean_text'")],
+    "tokenizer": [
+        ([], "tokenizer is of type array"),
+        ({}, "no key 'embeddings'"),
+        ({"embeddings": 9}, "no key 'clean_text'"),
+    ],
     "tensors": [
         ([], "there are no tensors"),
         ({}, "tensors is {}"),
@@ -285,19 +289,23 @@ def test_the_whole_way_under_sanitizers(sanitized, tiny):
 
 
 def test_packages_of_another_generator(sanitized, tiny, tmp_path):
-    """Shapes that a manifest claims are held to what packages give."""
-    folders = []
-    for key, value in (
-        ("width", 8),
-        ("prompts", 4),
-        ("tensors", [{"name": "a", "shape": [1, 1], "offset": 0}]),
+    """Compiled code reads as much as it was compiled for, whatever it is given."""
+    folders, messages = [], []
+    refused = "cannot be loaded: it is of another generator, and takes"
+    encoder, decoder = ("up to 8 ids below 18", "conditions 2 x 3 x 20 x 16")
+    for key, value, message in (
+        ("slice_length", 7, f"encoder.pt2 {refused} {encoder}, not up to 7 ids"),
+        ("prompts", 2, f"decoder.pt2 {refused} {decoder}, not conditions 2 x 2 x"),
+        ("batch", 1, "not conditions 1 x 3 x 20 x 16"),
+        ("length", 19, "not conditions 2 x 3 x 19 x 16"),
+        ("width", 8, "not conditions 2 x 3 x 20 x 8"),
+        ("tensors", [{"name": "a", "shape": [1, 1], "offset": 0}], "give one tensor [2, 1]"),
     ):
         folder = tmp_path / key
         shutil.copytree(tiny[1], folder)
         manifest = json.loads((folder / "generator.json").read_text())
         (folder / "generator.json").write_text(json.dumps(manifest | {key: value}))
         folders.append(folder)
-    width, prompts, tensors = results(sanitized, folders)
-    assert "encoder.pt2 is of another generator" in width
-    assert "decoder.pt2" in prompts
-    assert "decoder.pt2 is of another generator" in tensors
+        messages.append(message)
+    for found, message in zip(results(sanitized, folders), messages, strict=True):
+        assert message in found

@@ -8,7 +8,9 @@ namespace dnd_fast {
 Encoder::Encoder(const Manifest& manifest)
     : manifest_(manifest),
       tokenizer_(manifest.folder / "vocab.txt", manifest.tokenizer),
-      package_(manifest.folder / "encoder.pt2", manifest.device) {}
+      package_(manifest.folder / "encoder.pt2", manifest.device,
+               "up to " + std::to_string(manifest.slice_length) + " ids below " +
+                   std::to_string(manifest.tokenizer.embeddings)) {}
 
 Array<float> Encoder::encode(const std::vector<std::string>& prompts,
                              std::vector<std::string>& warnings) const {

@@ -34,7 +34,10 @@ struct Generator::Parts {
   explicit Parts(const std::filesystem::path& folder)
       : manifest(Manifest::load(folder)),
         encoder(manifest),
-        decoder(folder / "decoder.pt2", manifest.device) {}
+        decoder(folder / "decoder.pt2", manifest.device,
+                "conditions " + std::to_string(manifest.batch) + " x " +
+                    std::to_string(manifest.prompts) + " x " + std::to_string(manifest.length) +
+                    " x " + std::to_string(manifest.width)) {}
 };
 
 Generator::Generator(std::unique_ptr<const Parts> parts) : parts_(std::move(parts)) {}

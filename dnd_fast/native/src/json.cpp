@@ -31,8 +31,8 @@ Json parse_object(std::string_view text, const std::string& where) {
       throw Error(where + " holds JSON of type " + parsed.type_name() + ", expected an object.");
     }
     return parsed;
-  } catch (const Json::exception& error) {
-    throw Error(where + " is not valid JSON: " + error.what());
+  } catch (const Json::parse_error& error) {  // whose own text may hold bytes that are no UTF-8
+    throw Error(where + " is not valid JSON: see byte " + std::to_string(error.byte) + ".");
   }
 }
 

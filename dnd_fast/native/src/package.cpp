@@ -75,8 +75,12 @@ struct Package::Model {
   }
 };
 
-Package::Package(const std::filesystem::path& file, const std::string& device) try
-    : model_(std::make_unique<Model>(file, device)) {
+Package::Package(const std::filesystem::path& file, const std::string& device,
+                 const std::string& takes) try : model_(std::make_unique<Model>(file, device)) {
+  const std::string found = model_->loader.get_metadata()["takes"];
+  if (found != takes) {
+    throw Error("it is of another generator, and takes " + found + ", not " + takes + ".");
+  }
 } catch (const std::bad_alloc&) {
   throw;
 } catch (const std::exception& error) {

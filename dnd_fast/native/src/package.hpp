@@ -18,8 +18,9 @@ struct Array {
 
 class Package {
  public:
-  /// Load a `.pt2` file onto "cpu" or "cuda". Throws Error.
-  Package(const std::filesystem::path& file, const std::string& device);
+  /// Load a `.pt2` file onto "cpu" or "cuda". Compiled code does not check its inputs: what it
+  /// `takes` is what it was exported with, word by word. Throws Error.
+  Package(const std::filesystem::path& file, const std::string& device, const std::string& takes);
   Package(Package&&) noexcept;
   ~Package();
 
