@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -228,7 +228,7 @@ def _source(place: str) -> dict[str, Any]:
     if "#" in place and not file.exists():
         name, _, in_repository = place.rpartition("#")
         name, revision = split_revision(name)
-        file = Path(cached_file(name, in_repository, revision=revision))
+        file = Path(cast(str, cached_file(name, in_repository, revision=revision)))
     elif not file.is_file():
         raise FileNotFoundError(f"{place} does not exist or is no file.")
     return {

@@ -91,7 +91,11 @@ def trained(tmp_path):
         live.save_pretrained(folder)
         return Adapter.load(folder), live
 
-    return make
+    # Threads would only wait for one another over products as small as these.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield make
+    torch.set_num_threads(threads)
 
 
 def structure(model):

@@ -104,7 +104,6 @@ def gpt2():
         (mixtral, {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj"]}),
         (deepseek, {"target_modules": ["q_a_proj", "o_proj"]}),
         (llama4, {"target_modules": ["q_proj", "o_proj"]}),
-        (llama4, {"target_modules": "all-linear"}),
         (mllama, {"target_modules": ["q_proj", "v_proj"]}),
     ],
 )

@@ -39,13 +39,19 @@ def test_a_spoilt_adapter_changes_nothing(trained, first, second, spoil, which, 
     base = small_base()
     adapter, _ = trained(base, 2, **CONFIGS[second])
     tensors = dict(adapter.tensors)
-    SPOILS[spoil](tensors, sorted(tensors)[which % len(tensors)])
+    key = sorted(tensors)[which % len(tensors)]
+    SPOILS[spoil](tensors, key)
     try:
         spoilt = Adapter(tensors, adapter.config)
     except InvalidInput:
         return  # seen without any model
     model = base if first is None else trained(base, 1, **CONFIGS[first])[0].apply(base)
-    refuses(spoilt, model, "", method)
+    # PEFT saves the base's own embedding along, which is not needed.
+    if spoil == "missing" and key.endswith("base_layer.weight"):
+        whole = getattr(adapter, method)(small_base())
+        assert off(getattr(spoilt, method)(model), whole) == 0
+    else:
+        refuses(spoilt, model, "", method)
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "loftq", "corda", "lora_ga"])
