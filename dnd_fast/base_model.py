@@ -228,7 +228,10 @@ def _source(place: str) -> dict[str, Any]:
     if "#" in place and not file.exists():
         name, _, in_repository = place.rpartition("#")
         name, revision = split_revision(name)
-        file = Path(cast(str, cached_file(name, in_repository, revision=revision)))
+        try:
+            file = Path(cast(str, cached_file(name, in_repository, revision=revision)))
+        except OSError as error:
+            raise OSError(f"there is no file {place!r}, and the hub gives none: {error}") from error
     elif not file.is_file():
         raise FileNotFoundError(f"{place} does not exist or is no file.")
     return {
