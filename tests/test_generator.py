@@ -419,7 +419,7 @@ def test_a_generators_weights(good, tmp_path, change, message):
     ("name", "remedy"),
     [
         ("demo", "install dnd-fast again, or rebuild it: dnd-fast demo --tiny --retrain"),
-        ("smollm2", "docs/real-model.md says how to train it"),
+        ("smollm2", "install dnd-fast again, or train it as docs/real-model.md says"),
     ],
 )
 def test_an_embedded_generator_may_be_missing(monkeypatch, tmp_path, name, remedy):

@@ -217,12 +217,11 @@ def test_a_full_temporary_folder(dnd_generate, tiny, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_out_of_memory(dnd_generate, tiny, tmp_path):
+def test_out_of_memory(dnd_generate, demo, prompts, tmp_path):
     """Whatever the limit, there is a whole adapter, or an error, an exit code and nothing."""
-    (tmp_path / "task.txt").write_text("\n".join(TINY))
     before = contents(tmp_path)
     codes = set()
-    for megabytes in range(400, 700, 20):
+    for megabytes in range(400, 800, 40):
         limit = megabytes << 20
         out = tmp_path / str(megabytes)
         limited = {
@@ -233,8 +232,8 @@ def test_out_of_memory(dnd_generate, tiny, tmp_path):
         }
         if dnd_generate("--help", **limited).returncode:
             continue  # too little for libtorch to be loaded
-        arguments = ("--generator", tiny[1], "--out", out)
-        result = dnd_generate(tmp_path / "task.txt", *arguments, **limited)
+        arguments = ("--generator", demo, "--out", out)
+        result = dnd_generate(prompts, *arguments, **limited)
         codes.add(result.returncode)
         if result.returncode == 0:
             Adapter.load(out)

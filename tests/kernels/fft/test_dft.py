@@ -72,5 +72,14 @@ def test_folded_matrices_convolve(sizes):
 
 def test_matrices_are_never_evicted():
     """A CUDA graph replays with their addresses, long after they were made."""
+    plan = FFTConvPlan.make(*PLANS[0])
     for make in (folded_forward_matrix, folded_inverse_matrix):
-        assert make.cache_info().maxsize is None
+
+        def made(start, make=make):
+            places = tuple(range(start, start + 2)), (0, 1)
+            return make(plan, places, "ortho", torch.float64, CPU)
+
+        first = made(0)
+        for start in range(1, 300):
+            made(start)
+        assert made(0) is first

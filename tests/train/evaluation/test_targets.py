@@ -166,7 +166,7 @@ def test_prompts_need_no_responses_unless_conditions_hold_them(
     (task,) = target.read_held_out([name], tests, prompts.parent, "response")
     assert [each.prompt for each in task.examples] == ["spell it backwards", "and turn it around"]
     target = EvalTarget.from_run(make_run("other", [name], form="answer"))
-    with pytest.raises(InvalidInput, match="the key 'response' holds None"):
+    with pytest.raises(InvalidInput, match="found the keys 'prompt'; expected"):
         target.read_held_out([name], tests, prompts.parent, "response")
 
 
