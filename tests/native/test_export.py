@@ -40,7 +40,8 @@ def test_the_decoders_graph_has_no_operator_of_this_package(algorithm):
     graph = DecoderGraph(generator, generator.decoder.checked_plan(algorithm, "cached")).eval()
     condition = torch.randn(2, *generator.decoder.condition_shape)
     with torch.no_grad():
-        expected = generator.decoder.prepare("direct", layout=generator.layout).weights(condition)
+        prepared = generator.decoder.prepare("direct", layout=generator.layout)
+        expected = prepared.weights(generator.whitening(condition))
         torch.testing.assert_close(graph(condition), expected)
         exported = torch.export.export(graph, (condition,))
     targets = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]

@@ -1,5 +1,6 @@
 """dnd-generate and libdnd_fast against Python's own adapters."""
 
+import re
 import resource
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from dnd_fast import Adapter, Generator
+from dnd_fast.files import read_safetensors
 from dnd_fast.generator_config import DEMO_MODELS
 
 from ..bad_input import contents
@@ -43,7 +45,10 @@ def python(generator, prompts, seed=0):
 
 @pytest.mark.parametrize("seed", [0, 7, -1, 2**63 - 1, -(2**63)])
 def test_the_demos_adapters(dnd_generate, demo, prompts, tmp_path, seed):
-    """The same prompts for the same seed, the same numbers, and the files' form byte by byte."""
+    """The same prompts for the same seed, the same numbers, and the files' form byte by byte.
+
+    But for the checksum, which is of numbers that rounding makes differ; Python finds it right.
+    """
     arguments = ("--generator", demo, "--seed", seed)
     result = dnd_generate(prompts, "--out", tmp_path / "native", *arguments)
     assert (result.returncode, result.stderr) == (0, "")
@@ -57,7 +62,10 @@ def test_the_demos_adapters(dnd_generate, demo, prompts, tmp_path, seed):
         for side in ("native", "python")
     ]
     size = 8 + int.from_bytes(heads[0][:8], "little")
-    assert heads[0][:size] == heads[1][:size]
+    native, ours = (re.sub(rb'"sha256":"[0-9a-f]{64}"', b"", head[:size]) for head in heads)
+    assert native == ours
+    assert len(native) == size - len('"sha256":""') - 64
+    read_safetensors(tmp_path / "native" / "adapter_model.safetensors", unchecked="refuse")
     other = python(Generator.from_pretrained("demo"), prompts, seed ^ 1)
     assert relative_difference(other.tensors, expected.tensors) > 1e-2  # the seed matters
 

@@ -147,6 +147,9 @@ void test_safetensors() {
   for (std::size_t size = 0; size < content.size(); ++size) {  // cut off anywhere
     check_refused("file", [&] { parse_safetensors(content.substr(0, size), "file"); });
   }
+  std::string flipped = content;
+  flipped.back() ^= 1;
+  check_refused("is damaged", [&] { parse_safetensors(flipped, "file"); });
   check_refused("bytes to spare", [&] { parse_safetensors(content + "x", "file"); });
 
   const auto entry = [](const std::string& shape, const std::string& offsets) {

@@ -65,25 +65,41 @@ std::string read_file(const fs::path& file) {
   return content;
 }
 
+Sha256::Sha256() : context_(EVP_MD_CTX_new()) {
+  const auto context = static_cast<EVP_MD_CTX*>(context_);
+  if (!context || !EVP_DigestInit_ex(context, EVP_sha256(), nullptr)) {
+    EVP_MD_CTX_free(context);
+    throw std::bad_alloc();
+  }
+}
+
+Sha256::~Sha256() { EVP_MD_CTX_free(static_cast<EVP_MD_CTX*>(context_)); }
+
+void Sha256::add(std::string_view bytes) {
+  EVP_DigestUpdate(static_cast<EVP_MD_CTX*>(context_), bytes.data(), bytes.size());
+}
+
+std::string Sha256::digest() {
+  unsigned char bytes[EVP_MAX_MD_SIZE];
+  unsigned int size = 0;
+  EVP_DigestFinal_ex(static_cast<EVP_MD_CTX*>(context_), bytes, &size);
+  std::string hexadecimal;
+  for (unsigned int i = 0; i < size; ++i) {
+    for (const int digit : {bytes[i] >> 4, bytes[i] & 15}) hexadecimal += "0123456789abcdef"[digit];
+  }
+  return hexadecimal;
+}
+
 std::string sha256(const fs::path& file) {
   std::ifstream stream = open_regular(file);
-  const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(),
-                                                                      EVP_MD_CTX_free);
-  if (!context || !EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr)) throw std::bad_alloc();
+  Sha256 hash;
   std::vector<char> buffer(1 << 20);
   do {
     stream.read(buffer.data(), static_cast<std::streamsize>(buffer.size()));
-    EVP_DigestUpdate(context.get(), buffer.data(), static_cast<std::size_t>(stream.gcount()));
+    hash.add({buffer.data(), static_cast<std::size_t>(stream.gcount())});
   } while (stream);
   if (!stream.eof()) throw Error(file.string() + " cannot be read.");
-  unsigned char digest[EVP_MAX_MD_SIZE];
-  unsigned int size = 0;
-  EVP_DigestFinal_ex(context.get(), digest, &size);
-  std::string hexadecimal;
-  for (unsigned int i = 0; i < size; ++i) {
-    for (const int digit : {digest[i] >> 4, digest[i] & 15}) hexadecimal += "0123456789abcdef"[digit];
-  }
-  return hexadecimal;
+  return hash.digest();
 }
 
 void write_file(const fs::path& file, std::string_view content) {

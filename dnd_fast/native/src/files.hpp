@@ -11,6 +11,23 @@ namespace dnd_fast {
 /// The content of a regular file. Throws Error.
 std::string read_file(const std::filesystem::path& file);
 
+/// SHA-256 of bytes that come piece by piece.
+class Sha256 {
+ public:
+  Sha256();
+  ~Sha256();
+  Sha256(const Sha256&) = delete;
+  Sha256& operator=(const Sha256&) = delete;
+
+  void add(std::string_view bytes);
+
+  /// In hexadecimal digits; nothing can be added afterwards.
+  std::string digest();
+
+ private:
+  void* context_;
+};
+
 /// The SHA-256 of a file, in hexadecimal digits. Throws Error.
 std::string sha256(const std::filesystem::path& file);
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <tuple>
 
+#include "files.hpp"
 #include "json.hpp"
 
 // Numbers are copied as they lie in memory, and the format is little-endian.
@@ -33,6 +34,23 @@ Entry parse_entry(const std::string& name, const Fields& fields) {
   return entry;
 }
 
+/// What Python's `hash_tensors` gives for these tensors and the metadata {"format": "pt"}.
+std::string checksum(const std::vector<const Tensor*>& order) {
+  Sha256 hash;
+  hash.add(R"({"format": "pt"})");
+  for (const Tensor* tensor : order) {
+    std::string about = tensor->name + " torch.float32 [";
+    for (const std::int64_t size : tensor->shape) {
+      if (about.back() != '[') about += ", ";
+      about += std::to_string(size);
+    }
+    hash.add(about + "]");
+    hash.add({reinterpret_cast<const char*>(tensor->values.data()),
+              sizeof(float) * tensor->values.size()});
+  }
+  return hash.digest();
+}
+
 }  // namespace
 
 std::vector<const Tensor*> safetensors_order(const std::vector<Tensor>& tensors) {
@@ -44,7 +62,7 @@ std::vector<const Tensor*> safetensors_order(const std::vector<Tensor>& tensors)
 }
 
 std::string safetensors_header(const std::vector<const Tensor*>& order) {
-  std::string text = R"({"__metadata__":{"format":"pt"})";
+  std::string text = R"({"__metadata__":{"format":"pt","sha256":")" + checksum(order) + "\"}";
   std::size_t offset = 0;
   for (const Tensor* tensor : order) {
     const std::size_t end = offset + sizeof(float) * tensor->values.size();
@@ -99,6 +117,12 @@ std::vector<Tensor> parse_safetensors(std::string_view content, const std::strin
   if (static_cast<std::uint64_t>(expected) != content.size()) {
     throw Error(where + " is truncated or has bytes to spare: " + std::to_string(content.size()) +
                 " bytes of numbers, expected " + std::to_string(expected) + ".");
+  }
+  const Json about = header.value("__metadata__", Json::object());
+  if (about.is_object() && about.size() == 2 && about.value("format", Json()) == "pt" &&
+      about.contains("sha256") && about["sha256"] != checksum(safetensors_order(tensors))) {
+    throw Error(where + " is damaged: its content does not have the SHA-256 that it had when it was "
+                        "written.");
   }
   return tensors;
 }
