@@ -94,21 +94,18 @@ def exchange(first: Path, second: Path) -> None:
 def link_missing(source: Path, target: Path) -> None:
     """Put what one folder has and another one lacks into that, too."""
     for entry in source.iterdir():
-        if entry.name.startswith(TEMPORARY) or os.path.lexists(target / entry.name):
+        place = target / entry.name
+        if entry.name.startswith(TEMPORARY) or os.path.lexists(place):
             continue
         if entry.is_dir() and not entry.is_symlink():
-            shutil.copytree(
-                entry,
-                target / entry.name,
-                symlinks=True,
-                ignore=shutil.ignore_patterns(f"{TEMPORARY}*"),
-                copy_function=_link,
-            )
+            place.mkdir()
+            link_missing(entry, place)
+            shutil.copystat(entry, place)
         else:
-            _link(entry, target / entry.name)
+            _link(entry, place)
 
 
-def _link(source: str | Path, target: str | Path) -> None:
+def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:  # on another file system, or on one without links
