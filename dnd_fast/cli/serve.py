@@ -21,10 +21,7 @@ def serve(
     generator: Annotated[str, typer.Option(help=GENERATOR_HELP)] = "demo",
     engine: Annotated[
         str,
-        typer.Option(
-            help="'transformers', within this process; 'vllm=URL', a running server; or "
-            "'openvino=FOLDER', a base exported for OpenVINO."
-        ),
+        typer.Option(help="'transformers', within this process, or 'vllm=URL', a running server."),
     ] = "transformers",
     base: Annotated[
         str | None, typer.Option(help=f"The base: {BASE_HELP}", show_default="the generator's")
@@ -114,4 +111,6 @@ def _lines(file: Path) -> list[str]:
 
 def _hosts(host: str, names: list[str]) -> list[str] | None:
     """Names that requests may call the server by; None: this machine's own."""
-    return [host, *names, "localhost", "127.0.0.1", "[::1]"] if names or host not in LOOPBACK else None
+    return (
+        [host, *names, "localhost", "127.0.0.1", "[::1]"] if names or host not in LOOPBACK else None
+    )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import nn
+from transformers import PretrainedConfig
+
+from dnd_fast.lora.target_modules import auto_model
 
 
 class Engine(Protocol):
@@ -51,7 +55,7 @@ class Engine(Protocol):
             APIError: the request is unusable, or the engine does not answer.
         """
 
-    def stream(self, body: dict[str, Any], model: str) -> AsyncIterator[dict[str, Any]]:
+    def stream(self, body: dict[str, Any], model: str) -> AsyncGenerator[dict[str, Any]]:
         """Answer a chat bit by bit, in OpenAI's ``chat.completion.chunk``; errors as above."""
 
     async def check(self) -> None:
@@ -59,3 +63,10 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Give back what the engine holds here."""
+
+
+def skeleton_of(config: PretrainedConfig) -> nn.Module:
+    """Return the modules of a base, without values."""
+    with torch.device("meta"):
+        model: nn.Module = auto_model(config).from_config(config, trust_remote_code=False)
+    return model

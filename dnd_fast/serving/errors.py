@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 TYPES = {
@@ -53,3 +56,21 @@ def unknown_model(name: str) -> APIError:
         "model_not_found",
         "model",
     )
+
+
+@asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[None]:
+    """Give the block so many seconds.
+
+    Raises:
+        APIError: it took longer.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise APIError(
+            f"there was no answer within {seconds:g} seconds; try again, or ask for less.",
+            504,
+            "timeout",
+        ) from error

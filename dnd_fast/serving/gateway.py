@@ -2,51 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dnd_fast import __version__
 from dnd_fast.errors import InvalidInput
-from dnd_fast.serving.errors import APIError
+from dnd_fast.serving.errors import APIError, within
 from dnd_fast.serving.metrics import Metrics
+from dnd_fast.serving.protocol import AdapterRequest, ChatRequest
 from dnd_fast.serving.security import BodyLimit, Guard, Keys
 from dnd_fast.serving.service import Service
 
 logger = logging.getLogger(__name__)
 LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
-
-
-class AdapterRequest(BaseModel):
-    """What an adapter is made of."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    prompts: list[str]
-    seed: StrictInt = 0
-
-
-class ChatRequest(BaseModel):
-    """OpenAI's chat request, of which the engine reads the rest, and the prompts of an adapter."""
-
-    model_config = ConfigDict(extra="allow")
-
-    model: str | None = None
-    messages: list[dict[str, Any]] = Field(min_length=1)
-    stream: bool = False
-    dnd: AdapterRequest | None = None
 
 
 def create_app(
@@ -78,7 +58,7 @@ def create_app(
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        async with asyncio.timeout(5):
+        async with within(5):
             await service.engine.check()
         return {"status": "ok", "engine": service.engine.kind, "model": service.engine.model}
 
@@ -105,16 +85,16 @@ def _api(service: Service, guard: Guard) -> APIRouter:
 
     @api.post("/v1/adapters")
     async def make(request: AdapterRequest) -> dict[str, Any]:
-        with _deadline(service):
-            async with asyncio.timeout(service.limits.seconds):
-                async with service.adapter(request.prompts, request.seed) as made:
-                    seconds = {stage: round(value, 6) for stage, value in made.seconds.items()}
-                    return {
-                        "id": made.name,
-                        "object": "adapter",
-                        "base_model": service.engine.model,
-                        "seconds": seconds,
-                    }
+        async with (
+            within(service.limits.seconds),
+            service.adapter(request.prompts, request.seed) as made,
+        ):
+            return {
+                "id": made.name,
+                "object": "adapter",
+                "base_model": service.engine.model,
+                "seconds": made.seconds,
+            }
 
     @api.delete("/v1/adapters/{name}")
     async def delete(name: str) -> dict[str, Any]:
@@ -125,16 +105,15 @@ def _api(service: Service, guard: Guard) -> APIRouter:
     async def chat(request: ChatRequest) -> dict[str, Any] | Response:
         started = time.perf_counter()
         body = request.model_dump(exclude={"dnd"}, exclude_unset=True)
-        with _deadline(service):
-            async with AsyncExitStack() as stack, asyncio.timeout(service.limits.seconds):
-                model = await stack.enter_async_context(_model(service, request))
-                if not request.stream:
-                    return await service.engine.complete(body, model)
-                chunks = service.engine.stream(body, model)
-                stack.push_async_callback(chunks.aclose)  # type: ignore[attr-defined]
-                first = await anext(chunks)  # what fails by now still has a status
-                service.metrics.first_token.observe(time.perf_counter() - started)
-                return _Events(_events(service, first, chunks), stack.pop_all())
+        async with AsyncExitStack() as stack, within(service.limits.seconds):
+            model = await stack.enter_async_context(_model(service, request))
+            if not request.stream:
+                return await service.engine.complete(body, model)
+            chunks = service.engine.stream(body, model)
+            stack.push_async_callback(chunks.aclose)
+            first = await anext(chunks)  # what fails by now still has a status
+            service.metrics.first_token.observe(time.perf_counter() - started)
+            return _Events(_events(service, first, chunks), stack.pop_all())
 
     return api
 
@@ -159,16 +138,15 @@ async def _model(service: Service, request: ChatRequest) -> AsyncIterator[str]:
 
 
 async def _events(
-    service: Service, first: dict[str, Any], chunks: AsyncIterator[dict[str, Any]]
+    service: Service, first: dict[str, Any], chunks: AsyncGenerator[dict[str, Any]]
 ) -> AsyncIterator[str]:
     """Server-sent events of a response that has begun; a failure is the last one."""
     chunk: dict[str, Any] | None = first
     try:
         while chunk is not None:
             yield f"data: {json.dumps(chunk)}\n\n"
-            with _deadline(service):
-                async with asyncio.timeout(service.limits.seconds):
-                    chunk = await anext(chunks, None)
+            async with within(service.limits.seconds):
+                chunk = await anext(chunks, None)
         yield "data: [DONE]\n\n"
     except Exception as error:
         yield f"data: {json.dumps(_explained(error).body())}\n\n"
@@ -186,20 +164,6 @@ class _Events(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._held:
             await super().__call__(scope, receive, send)
-
-
-@contextmanager
-def _deadline(service: Service) -> Iterator[None]:
-    """A time-out of the block is the engine's, and said so."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise APIError(
-            f"there was no answer within {service.limits.seconds:g} seconds; try again, or ask for "
-            "less.",
-            504,
-            "timeout",
-        ) from error
 
 
 def _explained(error: Exception) -> APIError:

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import torch
 from fastapi import FastAPI
-from torch import nn
 
 from dnd_fast import smollm2
 from dnd_fast.base_model import load_base, load_config
 from dnd_fast.errors import InvalidInput
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import DEMO_MODELS
-from dnd_fast.lora.target_modules import auto_model
-from dnd_fast.serving.engine import Engine
+from dnd_fast.serving.engine import Engine, skeleton_of
 from dnd_fast.serving.errors import APIError
 from dnd_fast.serving.gateway import create_app
 from dnd_fast.serving.security import Guard, Keys
@@ -97,24 +95,15 @@ def make_engine(
         except APIError as error:
             raise InvalidInput(error.message) from error
         config = load_config(base or root)
-        return VllmEngine(
-            place, model, root, skeleton_of(config), key=key, seconds=limits.seconds
-        )
+        return VllmEngine(place, model, root, skeleton_of(config), key=key, seconds=limits.seconds)
     if kind == "transformers" and not place:
         name = generator.layout.base_model or ""
-        model, loaded_tokenizer = load_base(*_packaged(base or name, tokenizer))
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
-        return TransformersEngine(model, loaded_tokenizer, name or "base", waiting=limits.waiting)
+        place, of_tokenizer = _packaged(base or name, tokenizer)
+        loaded = load_base(place, of_tokenizer, device=generator.device)
+        return TransformersEngine(*loaded, name or "base", waiting=limits.waiting)
     raise InvalidInput(
         f"the engine {engine!r} must be 'transformers', or 'vllm=' and the URL of a server."
     )
-
-
-def skeleton_of(config: object) -> nn.Module:
-    """Return the modules of a base, without values."""
-    with torch.device("meta"):
-        model: nn.Module = auto_model(config).from_config(config, trust_remote_code=False)
-    return model
 
 
 def _packaged(base: str, tokenizer: str | None) -> tuple[str, str | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -78,7 +78,7 @@ class LocalEngine(ABC):
         choice = {"index": 0, "message": message, "finish_reason": pieces[-1].finish}
         return _envelope("chat.completion", model, [choice]) | {"usage": _usage(pieces[-1])}
 
-    async def stream(self, body: dict[str, Any], model: str) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, body: dict[str, Any], model: str) -> AsyncGenerator[dict[str, Any]]:
         """Answer a chat bit by bit; see :class:`dnd_fast.serving.engine.Engine`."""
         request = LocalRequest.model_validate(body)
         envelope = _envelope("chat.completion.chunk", model, [])

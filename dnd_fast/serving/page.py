@@ -19,7 +19,7 @@ import psutil
 from fastapi import FastAPI
 
 from dnd_fast.errors import InvalidInput
-from dnd_fast.serving.errors import APIError
+from dnd_fast.serving.errors import APIError, within
 from dnd_fast.serving.security import Guard, Keys
 from dnd_fast.serving.service import Service
 from dnd_fast.text.prompts import read_prompts
@@ -109,7 +109,7 @@ class _Page:
             await self._count(request)
             started = time.perf_counter()
             async with (
-                asyncio.timeout(self._service.limits.seconds),
+                within(self._service.limits.seconds),
                 self._service.adapter(prompts) as made,
             ):
                 total = time.perf_counter() - started
@@ -186,6 +186,5 @@ def _shown() -> Iterator[None]:
     """Show an error to the visitor."""
     try:
         yield
-    except (InvalidInput, APIError, OSError, TimeoutError) as error:
-        told = "there was no answer in time; try again." if isinstance(error, TimeoutError) else ""
-        raise gr.Error(told or str(error), print_exception=False) from error
+    except (InvalidInput, APIError, OSError) as error:
+        raise gr.Error(str(error), print_exception=False) from error

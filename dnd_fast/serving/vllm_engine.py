@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import httpx
 from torch import nn
 
 from dnd_fast.serving.errors import APIError
+
 
 class VllmEngine:
     """A running vLLM server; :mod:`dnd_fast.serving.vllm_flags` says what it must be started with.
@@ -80,7 +81,7 @@ class VllmEngine:
             answer: dict[str, Any] = json.loads(await response.aread())
             return answer
 
-    async def stream(self, body: dict[str, Any], model: str) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, body: dict[str, Any], model: str) -> AsyncGenerator[dict[str, Any]]:
         """Pass a chat on, and its answer back bit by bit."""
         async with self._answer(body, model) as response:
             async for line in response.aiter_lines():
