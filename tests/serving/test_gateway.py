@@ -1,4 +1,4 @@
-"""The gateway: every answer is PEFT's, whatever else goes on; bad input is refused as OpenAI does."""
+"""The gateway: every answer is that of PEFT, whatever else goes on; bad input is refused clearly."""
 
 import asyncio
 import json
