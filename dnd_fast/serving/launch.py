@@ -55,6 +55,7 @@ def launch(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     move(generator, device)
     generator.prepare()
+    _ = generator.encoder  # loaded now, and not in the first request
     limits, keys = limits or Limits(), keys or Keys()
     running = make_engine(
         generator, engine, base=base, tokenizer=tokenizer, limits=limits, key=engine_key

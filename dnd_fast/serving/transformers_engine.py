@@ -215,7 +215,7 @@ class TransformersEngine(LocalEngine):
         config = GenerationConfig(
             max_new_tokens=max(job.most for job in jobs),
             do_sample=sampled,
-            top_k=0,
+            top_k=0 if sampled else None,
             pad_token_id=next(iter(self._ends), 0),
             eos_token_id=sorted(self._ends) or None,
         )
