@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from dnd_fast import smollm2
 from dnd_fast.base_model import load_base, load_config
+from dnd_fast.demo.tasks import SHIPPED_SEED, split_tasks
 from dnd_fast.errors import InvalidInput
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import DEMO_MODELS
@@ -74,7 +75,7 @@ def launch(
         if page:
             from dnd_fast.serving.page import mount_page
 
-            mount_page(app, service, Guard(keys, limits.rate), keys)
+            mount_page(app, service, Guard(keys, limits.rate), keys, _example(generator))
         yield app
 
 
@@ -112,3 +113,11 @@ def _packaged(base: str, tokenizer: str | None) -> tuple[str, str | None]:
     if base == DEMO_BASE:
         return str(DEMO_MODELS / "base"), tokenizer or str(DEMO_MODELS / "tokenizer")
     return smollm2.NAME if base == smollm2.HUB_ID else base, tokenizer
+
+
+def _example(generator: Generator) -> str:
+    """Prompts that the page begins with, one a line: of a task that the demo never saw."""
+    if generator.layout.base_model != DEMO_BASE:
+        return ""
+    task = split_tasks(SHIPPED_SEED)["test"][0]
+    return "\n".join(example.prompt for example in task.examples(8, "test", 1))

@@ -85,15 +85,18 @@ class _Page:
                 label="Ask both", placeholder="A question of the task", submit_btn=True
             )
             with gr.Row():
-                left = gr.Chatbot(label="Base", height=280)
-                right = gr.Chatbot(label="With the adapter", height=280)
+                # As the models write it; sharing would send it to another site.
+                plain: dict[str, Any] = {"height": 280, "render_markdown": False, "buttons": []}
+                left = gr.Chatbot(label="Base", **plain)
+                right = gr.Chatbot(label="With the adapter", **plain)
             with gr.Accordion("What runs", open=False):
                 running = gr.Markdown(self._running())
             private: dict[str, Any] = {"api_visibility": "private"}
             upload.upload(self._read, [upload], [prompts], **private)
-            make.click(self._make, [prompts], [name, made, download], **private).success(
-                self._running, None, [running], **private
+            making = make.click(
+                self._make, [prompts], [name, made, download], show_progress_on=prompts, **private
             )
+            making.success(self._running, None, [running], **private)
             question.submit(
                 self._ask, [question, name, left, right], [question, left, right], **private
             )

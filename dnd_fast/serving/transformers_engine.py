@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     GenerationConfig,
@@ -121,7 +121,8 @@ class TransformersEngine(LocalEngine):
     """
 
     kind = "transformers"
-    max_rank = None
+    max_rank: int | None = None
+    skeleton: nn.Module
 
     def __init__(
         self,

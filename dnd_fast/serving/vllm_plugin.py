@@ -40,7 +40,7 @@ class HostEngine:
     def __init__(self, models: Any, max_rank: int) -> None:
         self.base = self.model = models.model_config.model
         self.skeleton = skeleton_of(models.model_config.hf_config)
-        self.max_rank = max_rank
+        self.max_rank: int | None = max_rank
         self._models = models
 
     async def load(self, name: str, folder: Path) -> None:

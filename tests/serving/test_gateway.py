@@ -1,4 +1,4 @@
-"""The gateway: every answer is that of PEFT, whatever else goes on; bad input is refused clearly."""
+"""The gateway: every answer is that of PEFT, whatever else goes on; bad input is refused."""
 
 import asyncio
 import json
