@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from dnd_fast.console import BASE_HELP, GENERATOR_HELP, console
 from dnd_fast.errors import InvalidInput
+from dnd_fast.files import read_bytes
 
 INSTALL = "pip install 'dnd-fast[serve]'"
 ENGINE_KEY = "DND_FAST_ENGINE_KEY"
@@ -73,7 +74,7 @@ def serve(
         from dnd_fast.serving.service import Limits
     except ImportError as error:
         raise InvalidInput(f"serving needs {error.name}: {INSTALL}") from error
-    accepted = Keys(_lines(keys) if keys else ())
+    accepted = Keys(_read_keys(keys) if keys else ())
     if host not in LOOPBACK and not accepted:
         raise InvalidInput(
             f"--host {host} lets other machines in: give --keys, a file of API keys, one a line."
@@ -105,8 +106,11 @@ def _print_vllm_flags(rank: int, capacity: int) -> None:
     typer.echo(f"{SETTINGS} vllm serve BASE {' '.join(flags)}")
 
 
-def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in file.read_text().splitlines() if line.strip()]
+def _read_keys(file: Path) -> list[str]:
+    lines = [line.strip() for line in read_bytes(file).decode().splitlines() if line.strip()]
+    if not lines:
+        raise InvalidInput(f"{file} holds no API key; write at least one, one a line.")
+    return lines
 
 
 def _hosts(host: str, names: list[str]) -> list[str] | None:
