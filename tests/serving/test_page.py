@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("gradio", reason="needs the extra serve")
 pytest.importorskip("selenium", reason="needs selenium")
 
+import httpx
 import uvicorn
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -175,3 +176,20 @@ def test_the_page_asks_for_a_key(browser, demo_generator):
         name.send_keys("me")
         word.send_keys(KEY, Press.ENTER)
         wait(browser, lambda b: button(b, "Make the adapter"))
+
+
+@pytest.mark.parametrize(
+    "prefix", ["/gradio_api/file=", "/file=", "/static/", "/gradio_api/proxy="]
+)
+def test_no_file_of_the_machine_is_served(demo_generator, prefix, tmp_path):
+    """Neither the system's, nor the project's, nor the prompts of others."""
+    with (
+        served(demo_generator, adapters=tmp_path) as address,
+        httpx.Client(base_url=address, trust_env=False, timeout=60) as web,
+    ):
+        prompts = {"prompts": ["a secret of somebody else"] * 8}
+        assert web.post("/v1/adapters", json=prompts).status_code == 200
+        (secret,) = tmp_path.glob("prompts/dnd-*.json")
+        assert "a secret" in secret.read_text()
+        for file in ("/etc/passwd", __file__, secret, f"{tmp_path}/../{tmp_path.name}"):
+            assert not web.get(f"{prefix}{file}").is_success
