@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from rich.markup import escape
 from dnd_fast.console import BASE_HELP, GENERATOR_HELP, console
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import read_bytes
+from dnd_fast.text.records import decode
 
 INSTALL = "pip install 'dnd-fast[serve]'"
 ENGINE_KEY = "DND_FAST_ENGINE_KEY"
@@ -79,22 +81,23 @@ def serve(
         raise InvalidInput(
             f"--host {host} lets other machines in: give --keys, a file of API keys, one a line."
         )
-    with (
-        console.status("loading the generator and the base"),
-        launch(
-            loaded,
-            engine,
-            base=base,
-            tokenizer=tokenizer,
-            adapters=adapters,
-            capacity=capacity,
-            limits=Limits(rate=rate, seconds=timeout),
-            keys=accepted,
-            hosts=_hosts(host, name or []),
-            page=page,
-            engine_key=os.environ.get(ENGINE_KEY),
-        ) as app,
-    ):
+    with ExitStack() as stack:
+        with console.status("loading the base and the text encoder"):
+            app = stack.enter_context(
+                launch(
+                    loaded,
+                    engine,
+                    base=base,
+                    tokenizer=tokenizer,
+                    adapters=adapters,
+                    capacity=capacity,
+                    limits=Limits(rate=rate, seconds=timeout),
+                    keys=accepted,
+                    hosts=_hosts(host, name or []),
+                    page=page,
+                    engine_key=os.environ.get(ENGINE_KEY),
+                )
+            )
         console.print(f"Serving at [bold]http://{escape(host)}:{port}[/bold]; Ctrl+C ends it.")
         uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=10)
 
@@ -107,7 +110,7 @@ def _print_vllm_flags(rank: int, capacity: int) -> None:
 
 
 def _read_keys(file: Path) -> list[str]:
-    lines = [line.strip() for line in read_bytes(file).decode().splitlines() if line.strip()]
+    lines = [line.strip() for line in decode(read_bytes(file), file).splitlines() if line.strip()]
     if not lines:
         raise InvalidInput(f"{file} holds no API key; write at least one, one a line.")
     return lines

@@ -48,7 +48,8 @@ def create_app(
         yield
         await service.close()
 
-    app = FastAPI(title="dnd-fast", version=__version__, lifespan=lifespan)
+    # FastAPI's pages of documentation would load scripts of another site.
+    app = FastAPI(title="dnd-fast", version=__version__, lifespan=lifespan, openapi_url=None)
     app.add_middleware(BodyLimit, most=service.limits.body_bytes)
     app.add_middleware(CountRequests, metrics=service.metrics)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts or LOOPBACK)

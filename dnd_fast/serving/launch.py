@@ -17,6 +17,7 @@ from dnd_fast.demo.tasks import SHIPPED_SEED, split_tasks
 from dnd_fast.errors import InvalidInput
 from dnd_fast.generator import Generator
 from dnd_fast.generator_config import DEMO_MODELS
+from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.serving.engine import Engine, skeleton_of
 from dnd_fast.serving.errors import APIError
 from dnd_fast.serving.gateway import create_app
@@ -53,6 +54,8 @@ def launch(
         InvalidInput: an argument is unusable, or the engine does not answer.
         OSError: the base or the folder cannot be read or written.
     """
+    if not isinstance(generator.layout, TokenLayout):
+        raise InvalidInput("this generator makes no LoRA adapters, and no other is served.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     move(generator, device)
     generator.prepare()
@@ -70,7 +73,11 @@ def launch(
         if adapters is None:
             temporary = tempfile.TemporaryDirectory(prefix="dnd-fast-")
             adapters = Path(stack.enter_context(temporary))
-        service = Service(generator, running, adapters, capacity=capacity, limits=limits)
+        # Others may use vLLM beside the gateway, and it does not say when a request ends.
+        grace = limits.seconds if running.kind == "vllm" else 0.0
+        service = Service(
+            generator, running, adapters, capacity=capacity, grace=grace, limits=limits
+        )
         app = create_app(service, keys=keys, hosts=hosts)
         if page:
             from dnd_fast.serving.page import mount_page

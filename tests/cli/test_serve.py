@@ -50,14 +50,16 @@ def test_unusable_options(arguments, says):
     assert says in str(result.exception)
 
 
-@pytest.mark.parametrize("content", ["short\n", "\n"], ids=["a short key", "no key"])
+@pytest.mark.parametrize(
+    "content", [b"short\n", b"\n", b"\xff" * 20], ids=["a short key", "no key", "no text"]
+)
 def test_unusable_keys(tmp_path, content):
     """A file without a key must not open the server to everybody."""
     file = tmp_path / "keys"
-    file.write_text(content)
+    file.write_bytes(content)
     result = invoke("--keys", file)
     assert isinstance(result.exception, InvalidInput)
-    assert "key" in str(result.exception)
+    assert "key" in str(result.exception)  # also in the file's name
 
 
 def test_it_serves_until_it_is_told_to_end(tmp_path):

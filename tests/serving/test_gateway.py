@@ -211,7 +211,8 @@ def test_broken_json_unknown_routes_and_other_hosts(serve):
             assert_refused(broken, 400, "JSON")
             deep = await client.post("/v1/adapters", content=b"[" * 10**5, headers=headers)
             assert_refused(deep, 400, "")
-            assert_refused(await client.get("/v1/nothing"), 404, "Not Found")
+            for path in ("/v1/nothing", "/docs", "/redoc", "/openapi.json"):
+                assert_refused(await client.get(path), 404, "Not Found")
             assert_refused(await client.put("/v1/adapters"), 405, "Method Not Allowed")
             for path in ("..%2f..%2fetc", "prompts", ".", "dnd-0123456789abcdeg"):
                 assert_refused(await client.delete(f"/v1/adapters/{path}"), None, "")
