@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,9 +19,10 @@ from dnd_fast.serving.batcher import Batcher
 from dnd_fast.serving.engine import Engine
 from dnd_fast.serving.errors import unknown_model
 from dnd_fast.serving.metrics import Metrics
-from dnd_fast.serving.publisher import NAME, Publisher, name_of
+from dnd_fast.serving.publisher import Publisher, name_of
 from dnd_fast.text.prompts import read_prompts
 
+logger = logging.getLogger(__name__)
 LARGEST_SEED = 2**63
 
 
@@ -118,9 +120,10 @@ class Service:
         """
         if name == self.engine.model:
             yield name
-        elif NAME.fullmatch(name) and name in self._known:
-            asked = await asyncio.to_thread(read_json, self._file(name))
-            async with self._live(Made(name), asked["prompts"], asked["seed"]):
+            return
+        asked = await asyncio.to_thread(self._read, name) if name in self._known else None
+        if asked is not None:
+            async with self._live(Made(name), *asked):
                 yield name
         elif name in self.publisher.loaded:
             async with self.publisher.lease(name):
@@ -203,6 +206,17 @@ class Service:
     def _write(self, name: str, prompts: list[str], seed: int) -> None:
         with atomic_file(self._file(name)) as file:
             write_json(file, {"prompts": prompts, "seed": seed})
+
+    def _read(self, name: str) -> tuple[list[str], int] | None:
+        """What an adapter was made of; None where that would now give another one, or nothing."""
+        try:
+            asked = read_json(self._file(name))
+            prompts, seed = asked["prompts"], asked["seed"]
+        except (OSError, InvalidInput, KeyError) as error:
+            logger.warning("the prompts of %s cannot be read: %s", name, error)
+            return None
+        of_this_generator = name_of(self._generator_hash, prompts, seed) == name
+        return (prompts, seed) if of_this_generator else None
 
     def _remember(self, name: str) -> None:
         self._known[name] = int(time.time())
