@@ -4,11 +4,11 @@ import asyncio
 import json
 import time
 
-import httpx
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
+import httpx
 from typer.testing import CliRunner
 
 from dnd_fast.bench import serving as bench

@@ -7,11 +7,11 @@ import subprocess
 import sys
 import time
 
-import httpx
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
+import httpx
 from typer.testing import CliRunner
 
 from dnd_fast.cli import app

@@ -3,18 +3,12 @@
 import asyncio
 from contextlib import asynccontextmanager
 
-import httpx
 import pytest
-
-pytest.importorskip("fastapi", reason="needs the extra serve")
 
 from dnd_fast import Generator, load_base
 from dnd_fast.demo.tasks import split_tasks
 from dnd_fast.generator_config import DEMO_MODELS
 from dnd_fast.lora.batched import generate_responses
-from dnd_fast.serving.gateway import create_app
-from dnd_fast.serving.service import Limits, Service
-from dnd_fast.serving.transformers_engine import TransformersEngine
 
 MODEL = "dnd-fast-demo-base"
 
@@ -53,6 +47,11 @@ def truth(demo_generator, prompt_sets):
 @pytest.fixture
 def serve(demo_generator, demo_base, tmp_path):
     """Run a gateway, within this process, while a block runs; yields its client and service."""
+    import httpx  # of the extra serve, without which these tests are skipped
+
+    from dnd_fast.serving.gateway import create_app
+    from dnd_fast.serving.service import Limits, Service
+    from dnd_fast.serving.transformers_engine import TransformersEngine
 
     @asynccontextmanager
     async def serve(*, limits=None, keys=None, capacity=64, engine=None, root=tmp_path):

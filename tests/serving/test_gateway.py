@@ -5,10 +5,11 @@ import json
 import logging
 import time
 
-import httpx
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
+
+import httpx
 
 from dnd_fast.serving.errors import APIError
 from dnd_fast.serving.security import Keys

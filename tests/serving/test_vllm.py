@@ -8,8 +8,12 @@ import sys
 import time
 from importlib.util import find_spec
 
-import httpx
 import pytest
+
+pytest.importorskip("httpx", reason="needs vLLM: make test-vllm")
+pytest.importorskip("prometheus_client", reason="needs vLLM: make test-vllm")
+
+import httpx
 import torch
 
 from dnd_fast import Adapter, Generator, InvalidInput, load_base

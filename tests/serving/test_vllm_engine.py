@@ -4,10 +4,11 @@ its own."""
 import asyncio
 import json
 
-import httpx
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
+
+import httpx
 
 from dnd_fast.serving.errors import APIError
 from dnd_fast.serving.vllm_engine import VllmEngine
