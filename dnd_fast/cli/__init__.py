@@ -24,6 +24,7 @@ COMMANDS = (
     ("dnd_fast.train.commands.train", "train"),
     ("dnd_fast.train.commands.train_expert", "train_expert"),
     ("dnd_fast.train.commands.evaluate", "evaluate"),
+    ("dnd_fast.cli.serve", "serve"),
     ("dnd_fast.cli.adapt", "adapt"),
     ("dnd_fast.cli.base", "base"),
     ("dnd_fast.cli.info", "info"),

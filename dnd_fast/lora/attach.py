@@ -48,6 +48,18 @@ def attach(adapter: Adapter, model: PreTrainedModel | PeftModel) -> PeftModel:
         return _attach(adapter, model, snapshot)
 
 
+def require_fit(adapter: Adapter, model: nn.Module) -> None:
+    """Raise unless the adapter fits a model, whose weights may be on the meta device.
+
+    Raises:
+        InvalidInput: a module is missing or of another size, or the configuration is unusable.
+    """
+    with _errors_explained():
+        config = _peft_config(adapter.config)
+        require_reversible(config, "the adapter")
+        check_fits(adapter, config, _converted(adapter.tensors, config, model), model)
+
+
 def merge(adapter: Adapter, model: PreTrainedModel) -> PreTrainedModel:
     """Merge an adapter; see :meth:`dnd_fast.lora.adapter.Adapter.merge_into`."""
     from peft.tuners.tuners_utils import BaseTunerLayer
