@@ -27,6 +27,7 @@ from dnd_fast.errors import InvalidInput
 from dnd_fast.filesystem import (
     TEXT_BYTES,
     exchange,
+    held,
     is_open_as,
     link_missing,
     make_folder,
@@ -68,12 +69,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 file.chmod(mode & 0o666)  # safetensors writes files that only their owner can read
             sync(file)
         if not _appeared(staged, path):
-            for file in staged.iterdir():
-                _require_no_folder(path / file.name)
-            staged.chmod(path.stat().st_mode & 0o7777)
-            link_missing(path, staged)
-            exchange(staged, path)
-            link_missing(staged, path)  # what others have put there meanwhile
+            with held(path):  # in whose place another process would see a dead one's folder
+                for file in staged.iterdir():
+                    _require_no_folder(path / file.name)
+                staged.chmod(path.stat().st_mode & 0o7777)
+                link_missing(path, staged)
+                exchange(staged, path)
+                link_missing(staged, path)  # what others have put there meanwhile
         sync(path.parent)
 
 

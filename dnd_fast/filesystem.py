@@ -67,6 +67,17 @@ def _new_locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
         os.close(descriptor)
 
 
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep a folder from being swept, whatever its name becomes; others who want it wait."""
+    while True:
+        with opened(path) as descriptor:
+            wait_for_lock(descriptor)
+            if is_open_as(path, descriptor):  # else it was exchanged meanwhile
+                yield
+                return
+
+
 def exchange(first: Path, second: Path) -> None:
     """Exchange two folders at once; without such a system call ``first`` is moved to ``second``.
 

@@ -22,7 +22,7 @@ from dnd_fast.files import (
     remove_folder,
     write_json,
 )
-from dnd_fast.filesystem import TEMPORARY
+from dnd_fast.filesystem import TEMPORARY, sweep
 
 from .bad_input import contents
 
@@ -239,8 +239,13 @@ def test_a_folder_is_exchanged_whole(tmp_path, monkeypatch):
     assert texts(target) == {"a": "new", "b": "new"}
 
 
-def test_foreign_files_that_come_late_stay(tmp_path, monkeypatch):
-    """Between the moment at which the others were linked and the exchange."""
+@pytest.mark.parametrize("swept", [False, True])
+def test_foreign_files_that_come_late_stay(tmp_path, monkeypatch, swept):
+    """Between the moment at which the others were linked and the exchange.
+
+    Also where another process then looks for folders of dead ones: it took the replaced one for
+    such, whose name it has by then.
+    """
     exchange = files.exchange
     (tmp_path / "a").mkdir(mode=0o750)
     (tmp_path / "a" / "state").mkdir()
@@ -249,6 +254,8 @@ def test_foreign_files_that_come_late_stay(tmp_path, monkeypatch):
     def late(first, second):
         (second / "late").write_text("theirs")
         exchange(first, second)
+        if swept:
+            sweep(tmp_path)
 
     monkeypatch.setattr(files, "exchange", late)
     with atomic_folder(tmp_path / "a") as folder:
