@@ -25,7 +25,7 @@ from dnd_fast.errors import InvalidInput
 from dnd_fast.files import atomic_folder, check_weights, hash_file, read_json, write_json
 from dnd_fast.filesystem import require_regular_files
 from dnd_fast.generator_config import GeneratorConfig
-from dnd_fast.hub import split_revision
+from dnd_fast.hub import require_buildable, split_revision
 from dnd_fast.lora.batched import require_chat_template
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.lora.target_modules import auto_model
@@ -62,8 +62,9 @@ def load_base(
             ``"smollm2"`` is neither installed nor to be had from the hub.
     """
     place = _find(name)
+    config = _load_config(place)  # which the tokenizer may depend on, too
     loaded_tokenizer = _load_tokenizer(_find(tokenizer) if tokenizer else place)
-    model = _load_model(place, dtype)
+    model = _load_model(place, config, dtype)
     move(model, device)
     return model.eval().requires_grad_(False), loaded_tokenizer
 
@@ -139,7 +140,9 @@ def _file_in_folder(name: str) -> str:
 
 def _load_config(place: str) -> PretrainedConfig:
     with _damage_named(place):
-        config: PretrainedConfig = AutoConfig.from_pretrained(**_source(place))
+        source = _source(place)
+        require_buildable(PretrainedConfig.get_config_dict(**source)[0], f"the base {place!r}")
+        config: PretrainedConfig = AutoConfig.from_pretrained(**source)
     config.name_or_path = place
     return config
 
@@ -152,9 +155,9 @@ def _load_tokenizer(place: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
+def _load_model(place: str, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     _check_files(place)
-    config, source = _load_config(place), _source(place)
+    source = _source(place)
     auto, is_gguf = auto_model(config), "gguf_file" in source
     if is_gguf:  # weights would stay packed where there are kernels for that
         source["quantization_config"] = GgufConfig(dequantize=True)
