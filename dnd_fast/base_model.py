@@ -32,7 +32,7 @@ from dnd_fast.files import (
 )
 from dnd_fast.filesystem import require_regular_files
 from dnd_fast.generator_config import GeneratorConfig
-from dnd_fast.hub import LOADING, split_revision
+from dnd_fast.hub import LOADING, require_buildable, split_revision
 from dnd_fast.lora.batched import require_chat_template
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.lora.target_modules import auto_model
@@ -70,11 +70,13 @@ def load_base(
     """
     with LOADING:
         place = _find(name)
+
+        def load() -> PreTrainedModel:
+            return _load_model(place, _load_config(place), dtype)
+
+        _load_config(place)  # refused before its tokenizer, which may depend on it, too
         loaded_tokenizer = _load_tokenizer(_find(tokenizer) if tokenizer else place)
-        if Path(place).is_dir():
-            model = read_unchanged(Path(place), lambda: _load_model(place, dtype))
-        else:
-            model = _load_model(place, dtype)
+        model = read_unchanged(Path(place), load) if Path(place).is_dir() else load()
     move(model, device)
     return model.eval().requires_grad_(False), loaded_tokenizer
 
@@ -150,7 +152,9 @@ def _file_in_folder(name: str) -> str:
 
 def _load_config(place: str) -> PretrainedConfig:
     with _damage_named(place):
-        config: PretrainedConfig = AutoConfig.from_pretrained(**_source(place))
+        source = _source(place)
+        require_buildable(PretrainedConfig.get_config_dict(**source)[0], f"the base {place!r}")
+        config: PretrainedConfig = AutoConfig.from_pretrained(**source)
     config.name_or_path = place
     return config
 
@@ -163,9 +167,9 @@ def _load_tokenizer(place: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
+def _load_model(place: str, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     _check_files(place)
-    config, source = _load_config(place), _source(place)
+    source = _source(place)
     auto, is_gguf = auto_model(config), "gguf_file" in source
     if is_gguf:  # weights would stay packed where there are kernels for that
         source["quantization_config"] = GgufConfig(dequantize=True)

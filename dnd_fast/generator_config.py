@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import read_json, read_safetensors, read_unchanged
-from dnd_fast.hub import split_revision
+from dnd_fast.hub import require_buildable, split_revision
 from dnd_fast.lora.layout import TokenLayout
 from dnd_fast.recipe import ConditionSpec, DecoderSpec, Recipe, from_table
 
@@ -52,6 +52,7 @@ class GeneratorConfig:
         """
         from transformers import AutoConfig
 
+        require_buildable(recipe.base.config, f"recipe {recipe.name}")
         try:
             base = AutoConfig.for_model(**recipe.base.config)
             layout = TokenLayout.for_model(

@@ -150,6 +150,25 @@ def test_missing_weights_are_not_made_up(tmp_path):
         load_base(base, tokenizer)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen2_5_vl"])
+def test_layers_without_end(tmp_path, family):
+    """They were built for hours, before any weight was read; also in a file of packed weights."""
+    base, tokenizer = save_base(family, tmp_path)
+    (file,) = tmp_path.glob("base/config.json")
+    file.write_text(file.read_text().replace('hidden_layers": 2', 'hidden_layers": 999999999'))
+    packed = write_gguf(tmp_path / "a.gguf")
+    old, new = (b"block_count\x04\x00\x00\x00" + bytes([2, 0, 0, high]) for high in (0, 9))
+    assert packed.read_bytes().count(old) == 1
+    packed.write_bytes(packed.read_bytes().replace(old, new))
+    for name in (base, str(packed)):
+        message = f"{name}': num_hidden_layers=.* 1000 at most"
+        for own in (tokenizer, None):
+            with pytest.raises(InvalidInput, match=message):
+                load_base(name, own)
+        with pytest.raises(InvalidInput, match=message):
+            load_config(name)
+
+
 def test_flipped_bits_of_a_written_base(tmp_path):
     """What another program has written has no checksums to compare with."""
     base, tokenizer = save_base("llama", tmp_path)

@@ -1,5 +1,7 @@
 """Names on the hub."""
 
+from contextlib import suppress
+
 import pytest
 
 from dnd_fast import Generator, InvalidInput, TextEncoder, load_base
@@ -32,7 +34,7 @@ def test_a_generators_files_are_of_one_commit(good, monkeypatch):
 
 def test_revisions_reach_transformers(monkeypatch):
     """Encoders and bases."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 
     asked = []
 
@@ -41,10 +43,16 @@ def test_revisions_reach_transformers(monkeypatch):
         asked.append((name, options["revision"], options["trust_remote_code"]))
         raise OSError("offline")
 
+    def describe(*arguments, **options):
+        with suppress(OSError):
+            refuse(*arguments, **options)
+        return {}, {}
+
+    monkeypatch.setattr(PretrainedConfig, "get_config_dict", describe)
     for kind in (AutoConfig, AutoModel, AutoTokenizer):
         monkeypatch.setattr(kind, "from_pretrained", refuse)
     with pytest.raises(OSError, match="offline"):
         load_base("a/base@v1")
     with pytest.raises(InvalidInput, match="no usable text encoder at 'a/encoder'"):
         TextEncoder.from_pretrained("a/encoder@v2#layer=-1")
-    assert asked == [("a/base", "v1", False), ("a/encoder", "v2", False)]
+    assert asked == [("a/base", "v1", False)] * 2 + [("a/encoder", "v2", False)] * 2

@@ -175,6 +175,16 @@ def test_unknown_recipes_and_bases():
             GeneratorConfig.from_recipe(odd)
 
 
+@pytest.mark.parametrize("layers", [1001, 2**31, 10**400])
+def test_a_base_without_end(layers):
+    """Some configs list their layers: that took all memory."""
+    recipe = Recipe.load("demo")
+    config = recipe.base.config | {"num_hidden_layers": layers}
+    odd = dataclasses.replace(recipe, base=dataclasses.replace(recipe.base, config=config))
+    with pytest.raises(InvalidInput, match=r"recipe demo: num_hidden_layers=.* 1000 at most"):
+        GeneratorConfig.from_recipe(odd)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from dnd_fast.errors import InvalidInput
+from dnd_fast.errors import InvalidInput, sizes_named
 
 
 class LengthProjection(nn.Module):
@@ -23,7 +23,7 @@ class LengthProjection(nn.Module):
             has no SiLU; for checkpoints trained with it.
 
     Raises:
-        InvalidInput: a length is not positive, or ``mode`` is unknown.
+        InvalidInput: a length is not positive or more than torch can make, or ``mode`` is unknown.
     """
 
     def __init__(
@@ -42,8 +42,9 @@ class LengthProjection(nn.Module):
         self.length = length
         self.projected_length = projected_length
         self.mode = mode
-        self.down_proj = nn.Linear(length, projected_length)
-        self.gate_proj = nn.Linear(projected_length, projected_length)
+        with sizes_named(f"a projection of length {length} to {projected_length}"):
+            self.down_proj = nn.Linear(length, projected_length)
+            self.gate_proj = nn.Linear(projected_length, projected_length)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, N, L, C]`` -> ``[B, N, L', C]``, same dtype.

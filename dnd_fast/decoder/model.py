@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dnd_fast.decoder.convolutions import convolutions_of
 from dnd_fast.decoder.length_projection import LengthProjection
-from dnd_fast.errors import InvalidInput
+from dnd_fast.errors import InvalidInput, sizes_named
 from dnd_fast.kernels.conv2d import Impl
 from dnd_fast.kernels.device import PROFILES
 from dnd_fast.kernels.planner.cost_model import (
@@ -94,8 +94,8 @@ class HyperConvDecoder(nn.Module):
             rest again for the backward pass.
 
     Raises:
-        InvalidInput: the kernel size is even, the list of shapes malformed, or the projection is to
-            another length.
+        InvalidInput: the kernel size is even, the list of shapes malformed or of sizes that torch
+            cannot make, or the projection is to another length.
     """
 
     criterion_weight: Tensor | None
@@ -110,10 +110,11 @@ class HyperConvDecoder(nn.Module):
         super().__init__()
         self.features = _check_features(features)
         self.kernel_size = _check_kernel_size(kernel_size)
-        self.blocks = nn.ModuleList(
-            HyperConvBlock(shape_in, shape_out, kernel_size)
-            for shape_in, shape_out in zip(self.features, self.features[1:], strict=False)
-        )
+        with sizes_named(f"features {self.features} with kernel_size={kernel_size}"):
+            self.blocks = nn.ModuleList(
+                HyperConvBlock(shape_in, shape_out, kernel_size)
+                for shape_in, shape_out in zip(self.features, self.features[1:], strict=False)
+            )
         if projection is not None and projection.projected_length != self.features[0][1]:
             raise InvalidInput(
                 f"the projection gives length {projection.projected_length}, features[0] has "

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dnd_fast.errors import InvalidInput
+from dnd_fast.hub import require_buildable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -62,9 +63,10 @@ def find_lora_modules(
         layers: the first and the last transformer layer to take them from; None: from all.
 
     Raises:
-        InvalidInput: the model has no such modules or layers.
+        InvalidInput: the model has no such modules or layers, or cannot be built.
     """
     auto = auto_model(config)
+    require_buildable(config.to_dict(), f"this {type(config).__name__}")
     try:
         with torch.device("meta"):
             model = auto.from_config(config, trust_remote_code=False)

@@ -12,7 +12,7 @@ import torch
 from dnd_fast.errors import InvalidInput
 from dnd_fast.files import check_weights, hash_file
 from dnd_fast.filesystem import require_regular_files
-from dnd_fast.hub import LOADING, split_revision
+from dnd_fast.hub import LOADING, require_buildable, split_revision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -112,8 +112,9 @@ def _find_modules_file(source: str, revision: str | None) -> Path | None:
 
 
 def _from_transformers(source: str, dtype: torch.dtype | str, **hub: Any) -> Transformer:
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer, PretrainedConfig
 
+    require_buildable(PretrainedConfig.get_config_dict(source, **hub)[0], "the model")
     model, report = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **hub)
     tokenizer = AutoTokenizer.from_pretrained(source, **hub)
     return Transformer(model, tokenizer, report["missing_keys"])
@@ -123,17 +124,21 @@ def _from_sentence_transformers(
     source: str, modules_file: Path, dtype: torch.dtype | str, **hub: Any
 ) -> Transformer:
     from sentence_transformers import SentenceTransformer
+    from transformers import PretrainedConfig
 
+    first = json.loads(modules_file.read_text(encoding="utf-8"))[0]
+    if str(first["type"]).endswith("Transformer"):
+        config, _ = PretrainedConfig.get_config_dict(source, subfolder=first["path"], **hub)
+        require_buildable(config, "the model")
     whole = SentenceTransformer(source, device="cpu", model_kwargs={"dtype": dtype}, **hub)
     model = whole.transformers_model
     if model is None:
         raise InvalidInput("it has no transformer, and so no hidden state of every token.")
     # sentence-transformers keeps to itself which weights were missing; without reading any of them
     # transformers tells again.
-    subfolder = json.loads(modules_file.read_text(encoding="utf-8"))[0]["path"]
     described: Any = type(model).from_pretrained(
         source,
-        subfolder=subfolder,
+        subfolder=first["path"],
         config=model.config,
         device_map="meta",
         output_loading_info=True,

@@ -22,6 +22,9 @@ from ..bad_input import FEATURES, fails
         ([(3, 4, 0), (3, 4, 5)], 3, {}, r"features holds \(3, 4, 0\); .* three positive integers"),
         ([3, 4, 5], 3, {}, r"features is \[3, 4, 5\]; it must be a list of shapes"),
         (FEATURES, 3, {"projection": LengthProjection(9, 7)}, "length 7, .* has length 5"),
+        ([(3, 4, 5), (3, 10**30, 5)], 3, {}, "torch cannot make tensors of these sizes: .*verflow"),
+        ([(3, 4, 2**62), (3, 4, 2**62)], 3, {}, "of these sizes: Storage size calculation overfl"),
+        (FEATURES, 10**30 + 1, {}, r"features .* with kernel_size=10{29}1: torch cannot make"),
     ],
 )
 def test_decoders(features, kernel_size, options, message):
@@ -60,6 +63,7 @@ def test_length_projections():
     fails("mode='flip'; choose 'transpose' or 'view'", LengthProjection, 9, 5, mode="flip")
     fails("length=0: it must be a positive integer", LengthProjection, 0, 5)
     fails("projected_length='5': it must be a positive integer", LengthProjection, 9, "5")
+    fails("length 9 to 1000.*: torch cannot make tensors", LengthProjection, 9, 10**30)
     for mode in ("transpose", "view"):
         projection = LengthProjection(9, 5, mode=mode)
         assert projection(torch.ones(1, 2, 9, 3)).shape == (1, 2, 5, 3)

@@ -34,6 +34,14 @@ def test_layers_of_a_vision_language_model():
     assert all("language_model.layers.1." in key for key in theirs)
 
 
+@pytest.mark.parametrize("layers", [2**31, 10**400])
+def test_layers_without_end(layers):
+    """They were built for hours."""
+    config = AutoConfig.for_model("llama", **TINY | {"num_hidden_layers": layers})
+    with pytest.raises(InvalidInput, match=r"this LlamaConfig: num_hidden_layers=.* 1000 at most"):
+        TokenLayout.for_model(config, 2)
+
+
 @pytest.mark.parametrize("layers", [(1, 0), (0, 2), (-1, 1)])
 def test_layers_that_the_model_does_not_have(layers):
     config = AutoConfig.for_model("qwen2", **TINY)

@@ -105,6 +105,7 @@ def test_encode(good, prompts, length, options, message):
         ("config.json", entries(model_type="no-such-model"), "no-such-model"),
         ("config.json", entries(hidden_size="16"), "hidden_size"),
         ("config.json", entries(num_attention_heads=5), "attention heads"),
+        ("config.json", entries(num_hidden_layers=2**31), "num_hidden_layers=2147483648 in its"),
         ("model.safetensors", GONE, "model.safetensors"),
         ("model.safetensors", b"", "no usable text encoder"),
         ("model.safetensors", lambda whole: whole[:-1], "no usable text encoder"),
