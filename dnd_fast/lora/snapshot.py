@@ -48,7 +48,7 @@ class Snapshot:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
         with torch.no_grad():
-            for tensor, values in self._written:
+            for tensor, values in reversed(self._written):  # kept twice, the first values count
                 tensor.copy_(values)
 
 
